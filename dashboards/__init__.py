@@ -1,0 +1,1 @@
+"""In come the API's answers over HTTP; out come screens."""

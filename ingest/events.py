@@ -1,0 +1,365 @@
+"""Every fact that pgwarden records: frozen, past tense, one class a fact.
+
+A recorded field is never renamed, reordered or removed, and a tag is never used again: add a field with a default at the end,
+or add an event. Encoded as MessagePack arrays, so the order of fields is the format.
+
+Times are wall-clock microseconds since 1970 (`_us`), taken by the shell that records; durations come from a monotonic clock.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal, TypeAlias
+
+import msgspec
+
+Topic: TypeAlias = Literal["identity", "sessions", "statements", "commands", "findings"]
+TOPICS: Final[tuple[Topic, ...]] = ("identity", "sessions", "statements", "commands", "findings")
+
+Outcome: TypeAlias = Literal["ok", "error", "skipped", "suspended", "unknown"]
+"""How one execution ended. `skipped`: Postgres passed over it after an earlier error. `suspended`: a portal was left before its
+end. `unknown`: the gateway or the server went away before the answer came."""
+
+
+class Stamp(msgspec.Struct, frozen=True, array_like=True):
+    """Who a session acts for. Each frame carries the stamps of its events, so that a frame can be read without any other."""
+
+    session: str
+    agent: str
+    subject: str  # the token's `sub`, or `key:<key id>`
+    issuer: str  # "" for an agent key
+    on_behalf_of: str  # "" when nobody is named
+    actors: tuple[str, ...]  # RFC 8693 §4.1 `act` chain, outermost first
+    invocation: str
+    task: str
+    unverified: tuple[str, ...]  # which of the above came from startup options, not from a signed claim
+    grants: tuple[str, ...]
+    approvers: tuple[str, ...]  # of those grants, in the same order
+    connection: str
+    database: str
+    role: str  # the database role that the gateway logged in as
+    client: str  # address:port
+    backend_pid: int
+    backend_start_us: int
+    upstream_port: int  # the gateway's local port of the upstream connection: Postgres logs it as remote_port
+
+
+# -- identity: agents, grants, revocations (topic "identity", key = agent) ---------------------------------------------------------
+
+
+class _Fact(msgspec.Struct, frozen=True, array_like=True):
+    pass
+
+
+class AgentRegistered(_Fact, frozen=True, tag=1):
+    at_us: int
+    agent: str
+    description: str
+    owner: str  # the person or team that answers for it
+    issuer: str  # "" when it has no OIDC identity
+    subject: str  # pinned `sub`; "" = the first `sub` seen for `client` is not pinned
+    client: str  # the token's `client_id` (or the issuer rule's agent path); "" when it has no OIDC identity
+    key_id: str  # "" when it has no key
+    scram_verifier: str  # PostgreSQL's SCRAM-SHA-256$<iterations>:<salt>$<StoredKey>:<ServerKey>; no secret can be derived from it
+    operator: str
+    request: str = ""  # Idempotency-Key
+
+
+class AgentKeyReplaced(_Fact, frozen=True, tag=2):
+    at_us: int
+    agent: str
+    key_id: str
+    scram_verifier: str
+    operator: str
+    request: str = ""
+
+
+class AgentRevoked(_Fact, frozen=True, tag=3):
+    at_us: int
+    agent: str
+    reason: str
+    operator: str
+    request: str = ""
+
+
+class AgentReinstated(_Fact, frozen=True, tag=4):
+    at_us: int
+    agent: str
+    reason: str
+    operator: str
+    request: str = ""
+
+
+class AgentRetired(_Fact, frozen=True, tag=5):
+    """Offboarded for good: the name can never act again, nor be registered again."""
+
+    at_us: int
+    agent: str
+    reason: str
+    operator: str
+    request: str = ""
+
+
+class Rule(msgspec.Struct, frozen=True, array_like=True):
+    """One line of a scope: these operations on these tables of this schema. `"*"` as a table means every table of the schema."""
+
+    schema: str
+    tables: tuple[str, ...]
+    operations: tuple[str, ...]  # of identity.scope.OPERATIONS
+
+
+class Scope(msgspec.Struct, frozen=True, array_like=True):
+    """What a grant allows, on one connection. What is not named is denied."""
+
+    connection: str
+    rules: tuple[Rule, ...]
+    functions: tuple[str, ...] = ()  # beyond the built-in safe list; `schema.name`
+    channels: tuple[str, ...] = ()  # LISTEN and NOTIFY
+    introspection: bool = False  # may read pg_catalog and information_schema
+
+
+class GrantRequested(_Fact, frozen=True, tag=10):
+    at_us: int
+    grant: str
+    agent: str
+    scope: Scope
+    seconds: int  # life from approval; 0 = until revoked
+    reason: str
+    requested_by: str  # operator or agent
+    request: str = ""
+
+
+class GrantApproved(_Fact, frozen=True, tag=11):
+    at_us: int
+    grant: str
+    agent: str
+    approver: str
+    expires_at_us: int  # 0 = never
+    request: str = ""
+
+
+class GrantDenied(_Fact, frozen=True, tag=12):
+    at_us: int
+    grant: str
+    agent: str
+    operator: str
+    reason: str
+    request: str = ""
+
+
+class GrantRevoked(_Fact, frozen=True, tag=13):
+    at_us: int
+    grant: str
+    agent: str
+    operator: str
+    reason: str
+    request: str = ""
+
+
+# -- sessions (topic "sessions", key = agent) ------------------------------------------------------------------------------------
+
+
+class SessionOpened(_Fact, frozen=True, tag=20):
+    at_us: int
+    stamp: Stamp
+    method: str  # "scram" | "token"
+    credential: str  # key id, or the SHA-256 of the token's jti; never the credential
+    expires_at_us: int  # the earliest end of what it rests on; 0 = none
+    application_name: str  # the client's own word
+    tls: str  # protocol version, "" in clear
+    protocol: str  # "3.0", "3.2"
+    durability: str
+
+
+class SessionDenied(_Fact, frozen=True, tag=21):
+    """An attempt to connect that did not become a session. `claimed` is what the client said, not what was proven."""
+
+    at_us: int
+    claimed: str
+    agent: str  # "" when not proven
+    connection: str
+    client: str
+    sqlstate: str
+    reason: str  # for the operator; the client saw less
+    method: str
+
+
+class SessionClosed(_Fact, frozen=True, tag=22):
+    at_us: int
+    session: str
+    agent: str
+    reason: str  # "client", "server", "protocol", "timeout", "killed", "shutdown", ...
+    sqlstate: str
+    bytes_in: int
+    bytes_out: int
+    executions: int
+    duration_us: int
+
+
+class SessionKilled(_Fact, frozen=True, tag=23):
+    """The proof of an end. `backend_gone_us` is 0 when the proof did not come within the time limit."""
+
+    at_us: int
+    session: str
+    agent: str
+    cause: str  # "agent revoked", "grant expired", "token expired", "ordered", ...
+    requested_us: int  # when the fact that caused it was recorded
+    decided_us: int
+    client_closed_us: int
+    backend_gone_us: int
+    backend_pid: int
+    reason: str
+
+
+class StatementCancelled(_Fact, frozen=True, tag=24):
+    at_us: int
+    session: str
+    agent: str
+    client: str  # who sent the CancelRequest
+
+
+class RecordingStopped(_Fact, frozen=True, tag=25):
+    """Recorded once the log takes records again: from `since_us` to `at_us` no statement was let through for want of a record."""
+
+    at_us: int
+    writer: str
+    since_us: int
+    refused: int
+    reason: str
+
+
+class GatewayStarted(_Fact, frozen=True, tag=26):
+    """All sessions of an earlier boot of this gateway are over: an execution without an outcome is `unknown`."""
+
+    at_us: int
+    gateway: str
+    boot: int
+    version: str
+
+
+class GatewayStopped(_Fact, frozen=True, tag=27):
+    at_us: int
+    gateway: str
+    boot: int
+
+
+# -- statements (topic "statements", key = agent; always under a stamp) ----------------------------------------------------------
+
+
+class StatementDefined(_Fact, frozen=True, tag=30):
+    """The text behind a number, once a session. `text` is empty where the policy keeps fingerprints only."""
+
+    statement: int
+    text: str
+    text_mode: str  # "full" | "fingerprint"
+    text_bytes: int
+    fingerprint: str  # libpg_query's, 16 hex digits; "" when the text does not parse
+    verbs: tuple[str, ...]
+    relations: tuple[str, ...]
+    functions: tuple[str, ...]
+
+
+class StatementStarted(_Fact, frozen=True, tag=31):
+    """An execution that was allowed and is about to be forwarded."""
+
+    at_us: int
+    execution: int  # counts up in a session
+    statement: int
+    rule: str
+
+
+class StatementDenied(_Fact, frozen=True, tag=32):
+    """An execution that was not forwarded. Terminal."""
+
+    at_us: int
+    execution: int
+    statement: int
+    sqlstate: str
+    rule: str
+    reason: str
+
+
+class StatementFinished(_Fact, frozen=True, tag=33):
+    execution: int
+    outcome: Outcome
+    sqlstate: str
+    tag: str  # CommandComplete's, "" when there was none
+    rows: int
+    bytes_in: int  # COPY data and bound parameters
+    bytes_out: int
+    duration_us: int
+
+
+class StatementParameters(_Fact, frozen=True, tag=34):
+    """Only where the policy asks for parameters; off by default."""
+
+    execution: int
+    values: tuple[str | None, ...]
+
+
+# -- commands (topic "commands", key = session) -----------------------------------------------------------------------------------
+
+
+class SessionEndOrdered(_Fact, frozen=True, tag=40):
+    """Enforcement's conclusion: this session must end. `order` is derived from its cause, so doing it twice is harmless."""
+
+    at_us: int
+    order: str
+    session: str
+    agent: str
+    cause: str
+    cause_at_us: int
+    reason: str
+
+
+# -- findings (topic "findings", key = agent) -------------------------------------------------------------------------------------
+
+
+class FindingRaised(_Fact, frozen=True, tag=50):
+    at_us: int
+    finding: str  # deterministic id
+    detector: str
+    agent: str
+    session: str
+    severity: str  # "info" | "warning" | "critical"
+    summary: str
+    evidence: tuple[str, ...]  # event ids
+
+
+IdentityEvent: TypeAlias = (
+    AgentRegistered
+    | AgentKeyReplaced
+    | AgentRevoked
+    | AgentReinstated
+    | AgentRetired
+    | GrantRequested
+    | GrantApproved
+    | GrantDenied
+    | GrantRevoked
+)
+SessionEvent: TypeAlias = (
+    SessionOpened
+    | SessionDenied
+    | SessionClosed
+    | SessionKilled
+    | StatementCancelled
+    | RecordingStopped
+    | GatewayStarted
+    | GatewayStopped
+)
+StatementEvent: TypeAlias = StatementDefined | StatementStarted | StatementDenied | StatementFinished | StatementParameters
+Event: TypeAlias = IdentityEvent | SessionEvent | StatementEvent | SessionEndOrdered | FindingRaised
+
+
+class Frame(msgspec.Struct, frozen=True, array_like=True):
+    """Events of one key, in order: one record of the log.
+
+    `(writer, boot, seq)` names the frame for ever: a frame that is appended twice is the same frame, and a missing `seq` is a gap.
+    Each event stands beside the index of its stamp in `stamps`, -1 for none.
+    """
+
+    version: int
+    writer: str
+    boot: int
+    seq: int
+    stamps: tuple[Stamp, ...]
+    events: tuple[tuple[int, Event], ...]
