@@ -1,0 +1,361 @@
+"""Who may act, and within which grants: a fold over the identity events.
+
+The agents may come in any order, a record may come twice, and the log may start late: only the events of one agent must come in
+the order in which they were recorded, which the log keeps (its key is the agent). What is already known changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Literal, TypeAlias, assert_never
+
+from identity.refusal import Refusal
+from identity.scope import Authority, LiveGrant
+from ingest.events import (
+    AgentKeyReplaced,
+    AgentRegistered,
+    AgentReinstated,
+    AgentRetired,
+    AgentRevoked,
+    GrantApproved,
+    GrantDenied,
+    GrantRequested,
+    GrantRevoked,
+    IdentityEvent,
+    Scope,
+)
+
+AgentState: TypeAlias = Literal["active", "revoked", "retired"]
+GrantState: TypeAlias = Literal["requested", "approved", "denied", "revoked"]
+Cause: TypeAlias = Literal["agent unknown", "agent retired", "agent revoked", "grant unknown", "grant revoked", "grant expired"]
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """A named principal that is no person.
+
+    `known` is false for a name whose end was recorded and whose registration was not seen: where a log starts late, a retired
+    name must stay retired.
+    """
+
+    id: str
+    state: AgentState
+    description: str
+    owner: str
+    issuer: str  # "" when it has no OIDC identity
+    client: str
+    subject: str  # "" = any `sub` of this client
+    key_id: str  # "" when it has no key
+    scram_verifier: str
+    key_at_us: int
+    registered_at_us: int
+    registered_by: str
+    state_at_us: int  # when it came to this state
+    state_by: str
+    state_reason: str
+    revoked_at_us: int  # its last revocation or retirement, reinstated since or not; 0 = none
+    known: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """A scope for a time. That its time is over is no state but a question: `expired(now_us)`."""
+
+    id: str
+    agent: str
+    scope: Scope
+    state: GrantState
+    requested_by: str
+    requested_at_us: int
+    reason: str
+    seconds: int  # life from approval; 0 = until revoked
+    approver: str  # "" until approved
+    approved_at_us: int
+    expires_at_us: int  # 0 = never
+    ended_by: str  # "" until denied or revoked
+    ended_at_us: int
+    ended_reason: str
+
+    def expired(self, now_us: int) -> bool:
+        return self.state == "approved" and 0 < self.expires_at_us <= now_us
+
+    def live(self, now_us: int) -> bool:
+        """Whether the grant allows anything now, as far as it depends on the grant: the agent may have been revoked."""
+        return self.state == "approved" and not self.expired(now_us)
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Why a session has nothing left to rest on."""
+
+    cause: Cause
+    at_us: int  # when that was recorded, or when the grant ran out; 0 where nothing is known of it
+    reason: str  # the operator's, or our sentence
+    grant: str  # "" when the agent itself ended
+
+
+class Registry:
+    """Owned by one task. What it hands out is frozen; `agents` and `grants` are views that follow the fold."""
+
+    def __init__(self) -> None:
+        self._agents: dict[str, Agent] = {}
+        self._grants: dict[str, Grant] = {}
+        self._grants_of: dict[str, list[str]] = {}
+        self._agents_of: dict[tuple[str, str], list[str]] = {}
+        self.agents: Mapping[str, Agent] = MappingProxyType(self._agents)
+        self.grants: Mapping[str, Grant] = MappingProxyType(self._grants)
+
+    # -- the fold --------------------------------------------------------------------------------------------------------------
+
+    def apply(self, event: IdentityEvent) -> bool:
+        """Take one event in. False when it told nothing new.
+
+        The times of an agent's events rise (`identity.commands` sees to that, even where the clock steps back): an event that is
+        older than the state it speaks of has been seen before. The ends of grants are final and need no such rule.
+        """
+        match event:
+            case AgentRegistered():
+                return self._registered(event)
+            case AgentKeyReplaced():
+                return self._key_replaced(event)
+            case AgentRevoked():
+                return self._left(event, "revoked")
+            case AgentRetired():
+                return self._left(event, "retired")
+            case AgentReinstated():
+                return self._reinstated(event)
+            case GrantRequested():
+                return self._requested(event)
+            case GrantApproved():
+                return self._approved(event)
+            case GrantDenied():
+                return self._ended(event, "denied")
+            case GrantRevoked():
+                return self._ended(event, "revoked")
+            case _:
+                assert_never(event)
+
+    def _registered(self, event: AgentRegistered) -> bool:
+        before = self._agents.get(event.agent)
+        if before is not None and before.known:
+            return False  # a name is registered once; what changes later has events of its own
+        registered = Agent(
+            id=event.agent,
+            state="active",
+            description=event.description,
+            owner=event.owner,
+            issuer=event.issuer,
+            client=event.client,
+            subject=event.subject,
+            key_id=event.key_id,
+            scram_verifier=event.scram_verifier,
+            key_at_us=event.at_us,
+            registered_at_us=event.at_us,
+            registered_by=event.operator,
+            state_at_us=event.at_us,
+            state_by=event.operator,
+            state_reason="",
+            revoked_at_us=0,
+            known=True,
+        )
+        if before is not None:  # its end is the newer fact
+            registered = replace(
+                registered,
+                state=before.state,
+                state_at_us=before.state_at_us,
+                state_by=before.state_by,
+                state_reason=before.state_reason,
+                revoked_at_us=before.revoked_at_us,
+            )
+        self._agents[event.agent] = registered
+        if event.client:
+            self._agents_of.setdefault((event.issuer, event.client), []).append(event.agent)
+        return True
+
+    def _key_replaced(self, event: AgentKeyReplaced) -> bool:
+        agent = self._agents.get(event.agent)
+        if agent is None or not agent.known or agent.state == "retired" or event.at_us < agent.key_at_us:
+            return False
+        return self._put(replace(agent, key_id=event.key_id, scram_verifier=event.scram_verifier, key_at_us=event.at_us))
+
+    def _left(self, event: AgentRevoked | AgentRetired, state: Literal["revoked", "retired"]) -> bool:
+        agent = self._agents.get(event.agent) or _unknown(event.agent)
+        if agent.state == "retired" or (state == "revoked" and event.at_us < agent.state_at_us):
+            return False
+        return self._put(
+            replace(
+                agent,
+                state=state,
+                state_at_us=event.at_us,
+                state_by=event.operator,
+                state_reason=event.reason,
+                revoked_at_us=event.at_us,
+            )
+        )
+
+    def _reinstated(self, event: AgentReinstated) -> bool:
+        agent = self._agents.get(event.agent)
+        if agent is None or agent.state != "revoked" or event.at_us < agent.state_at_us:
+            return False
+        if not agent.known:
+            # Nothing of it is known but that it was revoked, and now not even that.
+            del self._agents[event.agent]
+            return True
+        return self._put(
+            replace(agent, state="active", state_at_us=event.at_us, state_by=event.operator, state_reason=event.reason)
+        )
+
+    def _requested(self, event: GrantRequested) -> bool:
+        if event.grant in self._grants:
+            return False
+        self._grants[event.grant] = Grant(
+            id=event.grant,
+            agent=event.agent,
+            scope=event.scope,
+            state="requested",
+            requested_by=event.requested_by,
+            requested_at_us=event.at_us,
+            reason=event.reason,
+            seconds=event.seconds,
+            approver="",
+            approved_at_us=0,
+            expires_at_us=0,
+            ended_by="",
+            ended_at_us=0,
+            ended_reason="",
+        )
+        self._grants_of.setdefault(event.agent, []).append(event.grant)
+        return True
+
+    def _approved(self, event: GrantApproved) -> bool:
+        grant = self._grants.get(event.grant)
+        if grant is None or grant.agent != event.agent or grant.state != "requested":
+            return False
+        self._grants[event.grant] = replace(
+            grant, state="approved", approver=event.approver, approved_at_us=event.at_us, expires_at_us=event.expires_at_us
+        )
+        return True
+
+    def _ended(self, event: GrantDenied | GrantRevoked, state: Literal["denied", "revoked"]) -> bool:
+        grant = self._grants.get(event.grant)
+        if grant is None or grant.agent != event.agent or grant.state in ("denied", "revoked"):
+            return False
+        self._grants[event.grant] = replace(
+            grant, state=state, ended_by=event.operator, ended_at_us=event.at_us, ended_reason=event.reason
+        )
+        return True
+
+    def _put(self, agent: Agent) -> bool:
+        changed = self._agents.get(agent.id) != agent
+        self._agents[agent.id] = agent
+        return changed
+
+    # -- questions -------------------------------------------------------------------------------------------------------------
+
+    def agent_of(self, issuer: str, client: str, subject: str) -> str | None:
+        """The agent that this OIDC identity names, in whatever state it is.
+
+        None where two agents lay claim to it: `identity.commands` registers no such pair, and to choose one would be to guess.
+        """
+        if not client:
+            return None
+        claimants = [id_ for id_ in self._agents_of.get((issuer, client), ()) if self._agents[id_].subject in ("", subject)]
+        return claimants[0] if len(claimants) == 1 else None
+
+    def claimants(self, issuer: str, client: str, subject: str) -> tuple[str, ...]:
+        """The agents whose tokens could also be those of an agent registered with these three; "" as subject overlaps with all."""
+        return tuple(
+            id_ for id_ in self._agents_of.get((issuer, client), ()) if not subject or self._agents[id_].subject in ("", subject)
+        )
+
+    def grants_of(self, agent: str) -> tuple[Grant, ...]:
+        """All of them, in whatever state, in the order in which they were asked for."""
+        return tuple(self._grants[id_] for id_ in self._grants_of.get(agent, ()))
+
+    def authority(self, agent: str, connection: str, search_path: tuple[str, ...], now_us: int) -> Authority | Refusal:
+        """What this agent may do on this connection now: its approved grants that are neither revoked nor expired."""
+        if (absence := self._absence(agent)) is not None:
+            return Refusal(absence.reason)
+        live = tuple(
+            LiveGrant(grant.id, grant.scope, grant.approver, grant.expires_at_us)
+            for grant in self.grants_of(agent)
+            if grant.scope.connection == connection and grant.live(now_us)
+        )
+        if not live:
+            return Refusal(f"agent {agent} holds no live grant on connection {connection}")
+        return Authority(agent, connection, search_path, live)
+
+    def ending(self, agent: str, grants: Iterable[str], now_us: int, opened_us: int = 0) -> Ending | None:
+        """Why a session of this agent, opened when these grants were live, must end; None when it may go on.
+
+        A session rests on all grants that were live at its opening: it ends with the first of them. With `opened_us` a session
+        also ends that was opened before a revocation which has been taken back since.
+        """
+        if (absence := self._absence(agent)) is not None:
+            return absence
+        standing = self._agents[agent]
+        if opened_us and opened_us <= standing.revoked_at_us:
+            return Ending("agent revoked", standing.revoked_at_us, f"agent {agent} was revoked after this session was opened", "")
+        for id_ in grants:
+            grant = self._grants.get(id_)
+            if grant is None or grant.agent != agent:
+                return Ending("grant unknown", 0, f"grant {id_} of agent {agent} is not in the record", id_)
+            if grant.state in ("revoked", "denied"):
+                return Ending("grant revoked", grant.ended_at_us, f"grant {id_} was revoked: {grant.ended_reason}", id_)
+            if grant.expired(now_us):
+                return Ending("grant expired", grant.expires_at_us, f"grant {id_} has run out", id_)
+            if grant.state == "requested":
+                return Ending("grant unknown", 0, f"grant {id_} was never approved", id_)
+        return None
+
+    def still_rests_on(self, agent: str, grants: Iterable[str], now_us: int, opened_us: int = 0) -> str:
+        """ "" when it does, else the cause of its end: `ending` without the details."""
+        ending = self.ending(agent, grants, now_us, opened_us)
+        return "" if ending is None else ending.cause
+
+    def next_expiry_us(self, now_us: int) -> int:
+        """When the next approved grant runs out, after `now_us`; 0 when none will. What is due by then: ask `ending` again."""
+        return min(
+            (g.expires_at_us for g in self._grants.values() if g.state == "approved" and g.expires_at_us > now_us), default=0
+        )
+
+    def expired_between(self, after_us: int, until_us: int) -> tuple[Grant, ...]:
+        """The approved grants that ran out in `(after_us, until_us]`, first to last."""
+        due = (
+            g for g in self._grants.values() if g.state == "approved" and g.expires_at_us and after_us < g.expires_at_us <= until_us
+        )
+        return tuple(sorted(due, key=lambda g: (g.expires_at_us, g.id)))
+
+    def _absence(self, agent: str) -> Ending | None:
+        standing = self._agents.get(agent)
+        if standing is None:
+            return Ending("agent unknown", 0, f"agent {agent} is not registered", "")
+        if standing.state == "retired":
+            return Ending("agent retired", standing.state_at_us, f"agent {agent} was retired: {standing.state_reason}", "")
+        if standing.state == "revoked":
+            return Ending("agent revoked", standing.state_at_us, f"agent {agent} is revoked: {standing.state_reason}", "")
+        return None
+
+
+def _unknown(agent: str) -> Agent:
+    return Agent(
+        id=agent,
+        state="active",
+        description="",
+        owner="",
+        issuer="",
+        client="",
+        subject="",
+        key_id="",
+        scram_verifier="",
+        key_at_us=0,
+        registered_at_us=0,
+        registered_by="",
+        state_at_us=0,
+        state_by="",
+        state_reason="",
+        revoked_at_us=0,
+        known=False,
+    )
