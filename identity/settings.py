@@ -20,6 +20,12 @@ LEEWAY_SECONDS_MAX: Final = 30
 TOKEN_BYTES_MAX: Final = 16_384  # 61 long groups in Keycloak are 3.8 kB; a Postgres startup packet may be 10 kB
 
 
+class RulesInvalid(ValueError):
+    def __init__(self, name: str, wrong: tuple[str, ...]) -> None:
+        super().__init__(f"issuer {name}: " + "; ".join(wrong))
+        self.wrong = wrong  # each as `key: what to write`
+
+
 @dataclass(frozen=True, slots=True)
 class Equals:
     """The claim at `path` must be one of `values`; of an array, one member must be."""
@@ -33,7 +39,7 @@ class IssuerRules:
     """How tokens of one issuer are read.
 
     Raises:
-        ValueError: The rules contradict each other or would accept what is no access token. Says all that is wrong.
+        RulesInvalid: The rules contradict each other or would accept what is no access token. Says all that is wrong.
     """
 
     # Who signs
@@ -90,7 +96,7 @@ class IssuerRules:
     def __post_init__(self) -> None:
         wrong = _contradictions(self)
         if wrong:
-            raise ValueError(f"issuer {self.name}: " + "; ".join(wrong))
+            raise RulesInvalid(self.name, tuple(wrong))
 
 
 def rules(name: str, table: Mapping[str, object]) -> IssuerRules | tuple[str, ...]:
@@ -115,11 +121,10 @@ def rules(name: str, table: Mapping[str, object]) -> IssuerRules | tuple[str, ..
     wrong.extend(f"{key}: missing; write it as a string" for key in ("issuer", "audience") if key not in table)
     if wrong:
         return tuple(wrong)
-    row = object.__new__(IssuerRules)
-    for field in fields(IssuerRules):
-        object.__setattr__(row, field.name, name if field.name == "name" else values.get(field.name, field.default))
-    contradictions = _contradictions(row)
-    return tuple(contradictions) if contradictions else row
+    try:
+        return IssuerRules(name=name, **values)  # type: ignore[arg-type]  # each value was read by its field's type above
+    except RulesInvalid as invalid:
+        return invalid.wrong
 
 
 @dataclass(frozen=True, slots=True)
