@@ -279,7 +279,7 @@ class Registry:
         if (absence := self._absence(agent)) is not None:
             return Refusal(absence.reason)
         live = tuple(
-            LiveGrant(grant.id, grant.scope, grant.approver, grant.expires_at_us)
+            LiveGrant(grant.id, agent, grant.scope, grant.approver, grant.expires_at_us)
             for grant in self.grants_of(agent)
             if grant.scope.connection == connection and grant.live(now_us)
         )
