@@ -353,8 +353,8 @@ Event: TypeAlias = IdentityEvent | SessionEvent | StatementEvent | SessionEndOrd
 class Frame(msgspec.Struct, frozen=True, array_like=True):
     """Events of one key, in order: one record of the log.
 
-    `(writer, boot, seq)` names the frame for ever: a frame that is appended twice is the same frame, and a missing `seq` is a gap.
-    Each event stands beside the index of its stamp in `stamps`, -1 for none.
+    `(writer, boot, seq)` names the frame within its topic for ever: a frame that is appended twice is the same frame, and a missing
+    `seq` is a gap. Each event stands beside the index of its stamp in `stamps`, -1 for none.
     """
 
     version: int
@@ -363,3 +363,4 @@ class Frame(msgspec.Struct, frozen=True, array_like=True):
     seq: int
     stamps: tuple[Stamp, ...]
     events: tuple[tuple[int, Event], ...]
+    step: int = 1  # `seq` minus that of the writer's frame before it in the same partition (see frames.py)

@@ -20,8 +20,12 @@ class LogUnavailable(Exception):
     """The record may or may not be in the log; appending it again is safe, since a frame carries its own name."""
 
 
+class LogLocked(LogUnavailable):
+    """Another process writes this partition. Nothing was recorded."""
+
+
 class LogCorrupt(Exception):
-    """Bytes in the middle of a log do not match their checksum. Says the file and the offset."""
+    """Bytes that were durable once do not match their checksum, or are missing. Says the file and the place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,14 @@ class Entry:
 
 class Subscription(Protocol):
     async def poll(self, records_max: int, timeout_seconds: float) -> Sequence[Record]:
-        """Return the next records, as soon as there is one; an empty sequence after `timeout_seconds`."""
+        """Return the next records, as soon as there is one; an empty sequence after `timeout_seconds`. One call at a time.
+
+        What is returned is durable: no crash of the writer takes it back. A cancelled call has taken nothing.
+
+        Raises:
+            LogCorrupt: The next record cannot be what was written. Every later call raises it too.
+            LogUnavailable: The log cannot be read now.
+        """
         ...
 
     def seek(self, partition: Partition, offset: int) -> None: ...
@@ -69,11 +80,17 @@ class EventLog(Protocol):
 
         Raises:
             LogUnavailable: Some or all entries may or may not be recorded. Append the same entries again, in the same order.
+            LogLocked: Another process writes one of the partitions.
+            LogCorrupt: What a partition already holds is damaged, so nothing may be added to it.
+            ValueError: An entry is larger than the log takes. Nothing was recorded.
         """
         ...
 
     def assign(self, offsets: dict[Partition, int]) -> Subscription:
-        """Read from these offsets on, in no group. Ends never; sees what other processes append."""
+        """Read from these offsets on, in no group. Ends never; sees what other processes append.
+
+        An offset may lie ahead of the end.
+        """
         ...
 
     def partitions(self, topic: str) -> int: ...

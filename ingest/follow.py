@@ -1,0 +1,112 @@
+"""The log's records come in; frames come out, each once, and every lost one is named."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from ingest.events import Frame
+from ingest.frames import FrameInvalid, decode
+from ingest.log import EventLog, LogCorrupt, Partition, Record
+
+POLL_RECORDS: Final = 500
+POLL_SECONDS: Final = 1.0
+
+Seen: TypeAlias = dict[tuple[str, str, int], tuple[int, int]]
+"""(writer, topic, partition) -> (boot, seq) of the newest frame. Kept beside the offsets, it makes a reading resumable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Frames of this writer that stood before the record at this offset are not in the log."""
+
+    topic: str
+    partition: int
+    offset: int
+    writer: str
+    boot: int
+    after_seq: int  # the last one that was seen before; -1 = none
+    seq: int  # the one that was seen next
+
+
+def log_gap(gap: Gap) -> None:
+    logging.getLogger(__name__).error("frames are missing from the log: %s", gap)
+
+
+class Follower:
+    """Reads topics from given offsets on; a partition that is not named is read from its beginning.
+
+    `offsets` (the next to read) and `seen` are up to date with what poll() returned: store both with what was made of it.
+    A frame that was appended twice is returned once. A gap is told to `on_gap`, before the frame behind it is returned.
+    """
+
+    def __init__(
+        self,
+        log: EventLog,
+        topics: Iterable[str],
+        offsets: Mapping[Partition, int],
+        seen: Mapping[tuple[str, str, int], tuple[int, int]] | None = None,
+        on_gap: Callable[[Gap], None] = log_gap,
+    ) -> None:
+        places = [(topic, number) for topic in topics for number in range(log.partitions(topic))]
+        self.offsets: dict[Partition, int] = {place: offsets.get(place, 0) for place in places}
+        self.seen: Seen = dict(seen or {})
+        self._whole = {place for place, offset in self.offsets.items() if offset == 0}  # read from the first record on
+        self._on_gap = on_gap
+        self._subscription = log.assign(dict(self.offsets))
+
+    async def poll(self, records_max: int = POLL_RECORDS, timeout_seconds: float = POLL_SECONDS) -> list[tuple[Record, Frame]]:
+        """Return the next frames as soon as there is one; none after `timeout_seconds`, or when all that came were repetitions.
+
+        Raises:
+            LogCorrupt: A record is not a frame, or the log is damaged. Every later call raises it too.
+            LogUnavailable: The log cannot be read now.
+        """
+        found: list[tuple[Record, Frame]] = []
+        for record in await self._subscription.poll(records_max, timeout_seconds):
+            try:
+                frame = decode(record.value)
+            except FrameInvalid as error:
+                self._subscription.seek((record.topic, record.partition), record.offset)
+                if found:
+                    break  # those before it are whole; the next call comes back to this one
+                raise LogCorrupt(f"{record.topic}/{record.partition}, record {record.offset}: {error}") from error
+            if self._is_new(record, frame):
+                found.append((record, frame))
+            self.offsets[(record.topic, record.partition)] = record.offset + 1
+        return found
+
+    def close(self) -> None:
+        self._subscription.close()
+
+    def _is_new(self, record: Record, frame: Frame) -> bool:
+        name = (frame.writer, record.topic, record.partition)
+        before = frame.seq - frame.step
+        newest = self.seen.get(name)
+        if newest is not None and newest[0] == frame.boot:
+            if frame.seq <= newest[1]:
+                return False
+            last = newest[1]
+        elif newest is not None or (record.topic, record.partition) in self._whole:
+            last = -1
+        else:
+            last = before  # began in the middle of the log, knowing nothing of what stands before
+        if before != last:
+            self._on_gap(Gap(record.topic, record.partition, record.offset, frame.writer, frame.boot, last, frame.seq))
+        self.seen[name] = (frame.boot, frame.seq)
+        return True
+
+
+async def follow(
+    log: EventLog, topics: Iterable[str], offsets: Mapping[Partition, int], on_gap: Callable[[Gap], None] = log_gap
+) -> AsyncIterator[tuple[Record, Frame]]:
+    """Every frame, one after the other, without an end."""
+    follower = Follower(log, topics, offsets, on_gap=on_gap)
+    try:
+        while True:
+            for record, frame in await follower.poll():
+                yield record, frame
+    finally:
+        follower.close()

@@ -1,0 +1,222 @@
+"""Events go in, in order; a ticket comes out, and word when the ticket's event is on disk.
+
+One recorder a process, on one event loop. It never blocks the loop and starts no thread. One write is in flight at a time; what is
+recorded meanwhile goes into the next. What the log does not take is offered again, the same frames in the same order, until it
+does: nothing is dropped, and a buffer that is full refuses the newest event aloud.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ingest.events import Event, Stamp, Topic
+from ingest.frames import Framer
+from ingest.log import Entry, EventLog, LogCorrupt, LogUnavailable
+from ingest.log.partitioner import partition
+from ingest.settings import RecorderSettings
+
+
+@dataclass(frozen=True, slots=True)
+class RecorderState:
+    available: bool
+    since_us: int  # when that began: the time of the newest event recorded until then; 0 = from the start
+    reason: str  # "" while available
+    pending_bytes: int
+    pending_events: int
+
+
+class Recorder:
+    """`boot` must never have been used by this writer before: else new frames would pass for repetitions of old ones.
+
+    `on_availability` is called on the loop whenever `available` changes.
+    """
+
+    def __init__(self, log: EventLog, writer: str, boot: int, settings: RecorderSettings) -> None:
+        self._log = log
+        self._settings = settings
+        self._loop = asyncio.get_running_loop()
+        self._framer = Framer(
+            writer,
+            boot,
+            events_max=settings.frame_events_max,
+            bytes_max=settings.frame_bytes_max,
+            partition=lambda topic, key: partition(key, log.partitions(topic)),
+        )
+        self._high_water_bytes = int(settings.buffer_bytes_max * settings.buffer_high_water)
+        self._newest_us = 0
+        self._ticket = 0  # of the newest event
+        self._wanted = 0  # written without waiting for more
+        self._cut = 0  # handed to the log
+        self._pending_bytes = 0
+        self._linger: asyncio.TimerHandle | None = None
+        self._writer: asyncio.Task[None] | None = None
+        self._write_began = 0.0
+        self._stall: asyncio.TimerHandle | None = None
+        self._waiting: list[tuple[int, int, Callable[[], None]]] = []  # heap: ticket, order of arrival
+        self._arrivals = 0
+        self._state_since_us = 0
+        self._state_reason = ""
+        self._closed = False
+        self._ended: BaseException | None = None
+
+        self.durable = 0
+        self.available = True
+        self.on_availability: Callable[[RecorderState], None] | None = None
+
+    def record(self, topic: Topic, key: str, event: Event, stamp: Stamp | None = None, *, flush: bool = True) -> int:
+        """Take the event, and return its ticket; tickets rise by 1. With `flush=False` it may wait for the linger.
+
+        Raises:
+            LogUnavailable: The buffer is full, or the recorder is closed. The event was not taken.
+            ValueError: The event cannot be encoded, or belongs to another topic. The event was not taken.
+        """
+        if self._pending_bytes >= self._settings.buffer_bytes_max or self._closed:
+            raise LogUnavailable(
+                "the recorder is closed" if self._closed else self._state_reason or "the recorder's buffer is full"
+            )
+        self._pending_bytes += self._framer.add(topic, key, event, stamp)
+        self._ticket += 1
+        at_us: int = getattr(event, "at_us", 0)
+        if at_us:
+            self._newest_us = at_us
+        if flush:
+            self._wanted = self._ticket
+            if self._writer is None:
+                self._begin()
+        elif self._linger is None:
+            self._linger = self._loop.call_later(self._settings.linger_ms / 1000, self._linger_over)
+        if self._pending_bytes > self._high_water_bytes and self.available:
+            self._become_unavailable(f"more than {self._high_water_bytes} bytes wait for the log")
+        return self._ticket
+
+    def when_durable(self, ticket: int, callback: Callable[[], None]) -> None:
+        """Call back once every event up to this ticket is on disk: at once when it is, else from the loop, in ticket order."""
+        if ticket <= self.durable:
+            callback()
+            return
+        self._arrivals += 1
+        heapq.heappush(self._waiting, (ticket, self._arrivals, callback))
+
+    async def recorded(self, ticket: int) -> None:
+        """Return once every event up to this ticket is on disk, however long that takes."""
+        if ticket <= self.durable:
+            return
+        durable = asyncio.Event()
+        self.when_durable(ticket, durable.set)
+        await durable.wait()
+
+    def state(self) -> RecorderState:
+        return RecorderState(
+            self.available, self._state_since_us, self._state_reason, self._pending_bytes, self._ticket - self.durable
+        )
+
+    async def close(self) -> None:
+        """Take no more events, and write those taken. The log stays open.
+
+        Raises:
+            LogUnavailable: Some events did not become durable in time, and are given up. Says how many.
+        """
+        self._closed = True
+        self._linger_over()
+        if self._writer is not None:
+            done, _ = await asyncio.wait({self._writer}, timeout=self._settings.close_seconds_max)
+            if not done:
+                self._writer.cancel()
+                await asyncio.wait({self._writer})
+        if self._stall is not None:
+            self._stall.cancel()
+        if self.durable < self._ticket:
+            raise LogUnavailable(f"{self._ticket - self.durable} events were not recorded: {self._state_reason or 'no answer'}")
+
+    def _linger_over(self) -> None:
+        if self._linger is not None:
+            self._linger.cancel()
+            self._linger = None
+        self._wanted = self._ticket
+        if self._writer is None and self._wanted > self._cut:
+            self._begin()
+
+    def _begin(self) -> None:
+        if self._ended is not None:
+            return
+        # The task takes its first step in the loop's next round, so that all events of this round share the write.
+        self._writer = self._loop.create_task(self._write())
+        self._writer.add_done_callback(self._write_over)
+
+    async def _write(self) -> None:
+        while self._wanted > self._cut:
+            through = self._cut = self._ticket
+            size = self._pending_bytes
+            if self._linger is not None:
+                self._linger.cancel()
+                self._linger = None
+            await self._append(self._framer.cut())
+            self._pending_bytes -= size
+            self._become_durable(through)
+            if not self.available and self._pending_bytes <= self._high_water_bytes // 2:
+                self._become_available()
+        self._writer = None
+
+    async def _append(self, frames: list[Entry]) -> None:
+        self._write_began = self._loop.time()
+        if self._stall is None:
+            self._stall = self._loop.call_later(self._settings.stall_seconds, self._look_for_stall)
+        while True:
+            try:
+                await self._log.append(frames)
+                return
+            except (LogUnavailable, LogCorrupt) as error:
+                self._become_unavailable(str(error) or type(error).__name__)
+            await asyncio.sleep(self._settings.retry_ms / 1000)
+
+    def _write_over(self, task: asyncio.Task[None]) -> None:
+        # A log that raises what its contract does not name is broken: nothing further can be promised of this recorder.
+        if task.cancelled():
+            self._ended = asyncio.CancelledError()
+        else:
+            self._ended = task.exception()
+        if self._ended is None:
+            return
+        self._closed = True
+        self._become_unavailable(f"the recorder ended: {self._ended!r}")
+        if not task.cancelled():
+            self._loop.call_exception_handler({"message": "the recorder ended", "exception": self._ended, "task": task})
+
+    def _look_for_stall(self) -> None:
+        self._stall = None
+        if self._writer is None:
+            return
+        left = self._write_began + self._settings.stall_seconds - self._loop.time()
+        if left > 0:
+            self._stall = self._loop.call_later(left, self._look_for_stall)
+        else:
+            self._become_unavailable(f"the log has not answered for {self._settings.stall_seconds:g} s")
+
+    def _become_durable(self, ticket: int) -> None:
+        self.durable = ticket
+        waiting = self._waiting
+        while waiting and waiting[0][0] <= ticket:
+            callback = heapq.heappop(waiting)[2]
+            try:
+                callback()
+            except Exception as error:  # one session's callback must not keep the others' replies back
+                self._loop.call_exception_handler({"message": "a callback of when_durable() failed", "exception": error})
+
+    def _become_unavailable(self, reason: str) -> None:
+        if not self.available:
+            self._state_reason = reason
+            return
+        self._become(False, reason)
+
+    def _become_available(self) -> None:
+        self._become(True, "")
+
+    def _become(self, available: bool, reason: str) -> None:
+        self.available = available
+        self._state_since_us = self._newest_us
+        self._state_reason = reason
+        if self.on_availability is not None:
+            self.on_availability(self.state())

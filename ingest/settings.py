@@ -1,0 +1,31 @@
+"""What the recorder and the log let grow, and for how long they wait. Units stand last in the names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class LogSettings:
+    segment_bytes_max: int = 64 * 2**20  # a segment that has reached it is sealed before the next write; Kafka's is 1 GiB
+    preallocate_bytes: int = 4 * 2**20  # zeros written ahead, so that fdatasync seldom has a new file size to store
+    batch_bytes_max: int = 2**20  # one checksum covers at most this, unless a single record is larger
+    group_bytes_max: int = 8 * 2**20  # made durable by one write; what waits beyond it goes into the next
+    record_bytes_max: int = 32 * 2**20  # a key and its value; twice the largest message that the gateway takes
+    waiting_bytes_max: int = 64 * 2**20  # appended and not yet written; beyond it append() raises LogUnavailable
+    read_bytes: int = 256 * 2**10  # one blocking read, unless a single batch is larger; 50 us from the page cache
+    poll_bytes_max: int = 4 * 2**20  # values returned by one poll(), unless a single record is larger
+    poll_interval_min_ms: float = 2.0  # between two looks for news, soon after the last news
+    poll_interval_max_ms: float = 20.0  # and when there has been none for a while; 0.2 % of a core
+
+
+@dataclass(frozen=True, slots=True)
+class RecorderSettings:
+    frame_events_max: int = 100  # 50 executions, begun and finished: the stamp's share of each is then under 8 bytes
+    frame_bytes_max: int = 64 * 2**10  # a frame is cut before it passes this, unless a single event is larger
+    linger_ms: float = 10.0  # what may wait (level `fast`) waits this long for company; its promise is 50 ms
+    retry_ms: float = 250.0  # between two attempts to append what the log did not take
+    buffer_bytes_max: int = 16 * 2**20  # recorded and not yet durable, overhead included; beyond it record() raises
+    buffer_high_water: float = 0.75  # of it: from here on `available` is False, so that sessions can still record their end
+    stall_seconds: float = 5.0  # a write without an answer for this long makes `available` False
+    close_seconds_max: float = 5.0  # close() gives what is still waiting this long to become durable
