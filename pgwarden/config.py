@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+import ipaddress
+import os
+import re
+import ssl
+import stat
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeAlias
+from types import MappingProxyType
+from typing import Final, Literal, TypeAlias, cast
 
-from identity.settings import IssuerRules
-from ingest.events import Scope
-from pgwarden.references import Secret
+from identity import agent_keys
+from identity.refusal import Refusal
+from identity.scope import OPERATIONS
+from identity.settings import IssuerRules, loopback
+from identity.settings import rules as issuer_rules
+from ingest.events import Rule, Scope
+from pgwarden import settings
+from pgwarden.config_file import ConfigInvalid, Problem, Report, Table, parse, read
+from pgwarden.references import Secret, printable, reason_of
+
+__all__ = ["ConfigInvalid", "Problem", "load", "loads"]
 
 Durability: TypeAlias = Literal["fast", "group", "strict"]
 TextMode: TypeAlias = Literal["full", "fingerprint"]
@@ -93,27 +108,6 @@ class OperatorConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
-    """What is wrong at one line of a file, and what to write instead."""
-
-    path: str
-    line: int
-    reason: str
-    remedy: str
-
-    def __str__(self) -> str:
-        return f"{self.path}:{self.line}: {self.reason}; {self.remedy}"
-
-
-class ConfigInvalid(Exception):
-    """The configuration cannot be used. Holds every problem of it, in the order of the file."""
-
-    def __init__(self, problems: tuple[Problem, ...]) -> None:
-        super().__init__("\n".join(str(problem) for problem in problems))
-        self.problems = problems
-
-
-@dataclass(frozen=True, slots=True)
 class Config:
     path: Path
     state: Path  # absolute
@@ -125,3 +119,475 @@ class Config:
     agents: Mapping[str, AgentConfig]
     operators: Mapping[str, OperatorConfig]
     warnings: tuple[Problem, ...] = ()  # allowed, but less than safe; each start prints them
+
+
+AGENT_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+OPERATOR_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._@-]{0,62}")
+_CONNECTION_NAME: Final = re.compile(r"[a-z0-9_][a-z0-9._-]{0,62}")
+_HOST_LABEL: Final = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+_OPERATOR_OF_THE_FILE: Final = "config"  # under this name the file's own agents and grants are registered
+
+_Named: TypeAlias = Mapping[str, object]
+
+
+def load(path: Path, environ: Mapping[str, str] = os.environ) -> Config:
+    """
+    Raises:
+        ConfigInvalid: The file or something that it names is wrong; says all of it.
+    """
+    return loads(read(path), path, environ)
+
+
+def loads(text: str, path: Path, environ: Mapping[str, str] = os.environ) -> Config:
+    """As `load`, for a text that stands, or would stand, at `path`: what it names is relative to that folder.
+
+    Raises:
+        ConfigInvalid: As `load`.
+    """
+    values, report = parse(text, printable(str(path)))
+    path = Path(os.path.abspath(path))  # not resolve(): a link to the file means the folder of the link
+    config = _Reading(report, path, environ).config(values)
+    report.finish()
+    return config
+
+
+class _Reading:
+    """One look at one file. Every method returns something of the right type, so that the next can look on; what is wrong stands
+    in the report, and `loads` raises before anybody sees it."""
+
+    def __init__(self, report: Report, path: Path, environ: Mapping[str, str]) -> None:
+        self.report = report
+        self.path = path
+        self.folder = path.parent
+        self.environ = environ
+
+    def config(self, values: Mapping[str, object]) -> Config:
+        file = Table(self.report, values, (), settings.FILE)
+        state = self.state(file)
+        gateway = self.gateway(file.table("gateway", settings.GATEWAY))
+        api_table = file.table("api", settings.API)
+        api = ApiConfig(*self.listen(api_table, "/v1"))
+        api_table.finish()
+        dashboard_table = file.table("dashboard", settings.DASHBOARD)
+        dashboard = DashboardConfig(*self.listen(dashboard_table, "the dashboard"))
+        dashboard_table.finish()
+        self.distinct(file, {"gateway": gateway.listen, "api": api.listen, "dashboard": dashboard.listen})
+        connection_tables = file.named_tables("connections", settings.CONNECTION)
+        connections = {name: self.connection(name, table, gateway) for name, table in connection_tables.items()}
+        issuer_tables = file.named_tables("issuers", settings.ISSUER)
+        issuers = {name: rules for name, table in issuer_tables.items() if (rules := self.issuer(name, table)) is not None}
+        agent_tables = file.named_tables("agents", settings.AGENT)
+        issuer_urls = {name: table.values.get("issuer") for name, table in issuer_tables.items()}
+        agents = {name: self.agent(name, table, connections, issuer_urls) for name, table in agent_tables.items()}
+        self.one_agent_a_client(agent_tables)
+        operators = {name: self.operator(name, table) for name, table in file.named_tables("operators", settings.OPERATOR).items()}
+        self.one_operator_a_key(file, operators)
+        file.finish()
+        if not connections:
+            self.report.warning((), "there is no [connections.NAME]: agents can reach no database", "write one for each database")
+        if not operators and not any(rules.operator_groups for rules in issuers.values()):
+            remedy = 'write [operators.NAME] with key_sha256, which "pgwarden init" makes'
+            self.report.warning((), "there is no [operators.NAME]: nobody can approve a grant or revoke an agent", remedy)
+        return Config(
+            path=self.path,
+            state=state,
+            gateway=gateway,
+            api=api,
+            dashboard=dashboard,
+            connections=MappingProxyType(connections),
+            issuers=MappingProxyType(issuers),
+            agents=MappingProxyType(agents),
+            operators=MappingProxyType(operators),
+            warnings=tuple(self.report.warnings),
+        )
+
+    def state(self, file: Table) -> Path:
+        state = Path(os.path.abspath(file.path("state", self.folder) or self.folder / ".pgwarden"))
+        shown = printable(str(state))
+        socket_bytes = len(os.fsencode(state / settings.SOCKET_FILE))
+        if socket_bytes > settings.SOCKET_PATH_BYTES_MAX:
+            limit = settings.SOCKET_PATH_BYTES_MAX - len(settings.SOCKET_FILE) - 1
+            file.problem(f"is {shown}, too long for a unix socket in it", f"write a path of at most {limit} bytes", "state")
+            return state
+        try:
+            status = state.stat()
+        except FileNotFoundError:
+            return state  # made at first start
+        except OSError as error:
+            file.problem(f"is {shown}, which cannot be used: {reason_of(error)}", "write a folder that you own", "state")
+            return state
+        if not stat.S_ISDIR(status.st_mode):
+            file.problem(f"is {shown}, which is not a folder", "write the path of a folder, or of none yet", "state")
+        elif status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            # Whoever writes there changes the record and the gateway's key.
+            file.problem(f"is {shown}, which others may change", f"run: chmod 700 {shown}", "state")
+        return state
+
+    def gateway(self, table: Table) -> GatewayConfig:
+        listen, allow_remote = self.listen(table, "")
+        certificate = table.path("tls_certificate", self.folder)
+        key = table.path("tls_key", self.folder)
+        if certificate is not None and key is None:
+            table.problem("is set without tls_key", "write tls_key, the path of the certificate's key", "tls_certificate")
+        elif key is not None and certificate is None:
+            table.problem("is set without tls_certificate", "write tls_certificate, the path of the key's certificate", "tls_key")
+        elif certificate is not None and key is not None:
+            self.certificate_and_key(table, certificate, key)
+        config = GatewayConfig(
+            listen=listen,
+            allow_remote=allow_remote,
+            tls=cast(TlsMode, table.choice("tls", ("required", "optional"))),
+            tls_certificate=certificate,
+            tls_key=key,
+            durability=cast(Durability, table.choice("durability", ("fast", "group", "strict"))),
+            statement_text=cast(TextMode, table.choice("statement_text", ("full", "fingerprint"))),
+            parameters=table.flag("parameters"),
+        )
+        table.finish()
+        return config
+
+    def listen(self, table: Table, clear_text: str) -> tuple[Address, bool]:
+        """Where a part listens. `clear_text` names what would then be reachable without TLS, "" where nothing."""
+        text = table.text("listen")
+        allow_remote = table.flag("allow_remote")
+        address = _address(text)
+        if address is None:
+            port = str(table.defaults["listen"]).rpartition(":")[2]
+            table.problem(f'is "{printable(text)}"', f'write an IP address and a port, as listen = "127.0.0.1:{port}"', "listen")
+            return Address("127.0.0.1", 0), allow_remote
+        if loopback(address.host):
+            return address, allow_remote
+        if not allow_remote:
+            remedy = f'write listen = "127.0.0.1:{address.port}", or add allow_remote = true to this table'
+            table.problem(f"is {address}, which other machines can reach", remedy, "listen")
+        elif clear_text:
+            remedy = "put a TLS proxy in front, and let it alone reach this address"
+            table.warning(f"is {address}: other machines can reach it in clear text, operator keys included", remedy, "listen")
+        return address, allow_remote
+
+    def distinct(self, file: Table, addresses: Mapping[str, Address]) -> None:
+        seen: dict[Address, str] = {}
+        for name, address in addresses.items():
+            if address.port and (first := seen.setdefault(address, name)) != name:
+                self.report.problem((name, "listen"), f"{name}.listen is {address}, as {first}.listen is", "write another port")
+
+    def certificate_and_key(self, table: Table, certificate: Path, key: Path) -> None:
+        fine = self.pem(table, "tls_certificate", certificate) is not None
+        text = self.pem(table, "tls_key", key)
+        if text is None:
+            return
+        shown = printable(str(key))
+        if key.stat().st_mode & 0o077:
+            table.problem(f"is {shown}, which others may read", f"run: chmod 600 {shown}", "tls_key")
+        if b"ENCRYPTED" in text:
+            remedy = "decrypt it with: openssl pkey -in KEY -out PLAIN, and chmod 600 PLAIN"
+            table.problem(f"is {shown}, which has a passphrase", remedy, "tls_key")
+        elif fine:
+            try:
+                ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=lambda: b"")
+            except (ssl.SSLError, OSError) as error:
+                reason = getattr(error, "reason", None) or type(error).__name__
+                shown_reason = str(reason).lower().replace("_", " ")
+                remedy = "write a PEM certificate chain, leaf first, and its own key"
+                table.problem(f"does not go with tls_key: {shown_reason}", remedy, "tls_certificate")
+
+    def roots(self, table: Table, key: str) -> Path | None:
+        """A file of certificates to trust."""
+        path = table.path(key, self.folder)
+        if path is None or self.pem(table, key, path) is None:
+            return path
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+        except (ssl.SSLError, OSError):
+            table.problem(f"is {printable(str(path))}, which holds no certificate", "name a file of PEM certificates", key)
+        return path
+
+    def pem(self, table: Table, key: str, path: Path) -> bytes | None:
+        return self.content(table, key, path, "a PEM file")
+
+    def content(self, table: Table, key: str, path: Path, what: str) -> bytes | None:
+        """What is in a file that a setting names, else None, and the problem is in the report."""
+        shown = printable(str(path))
+        try:
+            # Not to wait for a writer when the path is a FIFO.
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            with os.fdopen(descriptor, "rb") as file:
+                content = file.read(settings.FILE_BYTES_MAX + 1)
+        except OSError as error:
+            table.problem(f"is {shown}, which cannot be read: {reason_of(error)}", f"write the path of {what}", key)
+            return None
+        if len(content) > settings.FILE_BYTES_MAX:
+            table.problem(f"is {shown}, larger than {settings.FILE_BYTES_MAX} bytes", f"write the path of {what}", key)
+            return None
+        return content
+
+    def connection(self, name: str, table: Table, gateway: GatewayConfig) -> ConnectionConfig:
+        if _CONNECTION_NAME.fullmatch(name) is None:
+            table.problem("is no name for a connection", _names_remedy("_"))
+        host = table.text("host")
+        if host and not _is_host(host):
+            remedy = "write a host name or an IP address; a socket folder cannot be used, since the record needs the port"
+            table.problem(f'is "{printable(host)}"', remedy, "host")
+        sslmode = cast(SslMode, table.choice("sslmode", ("disable", "require", "verify-ca", "verify-full")))
+        if sslmode != "verify-full" and host and not loopback(host):
+            lost = {
+                "disable": "statements and rows cross the network in clear text",
+                "require": "anybody on the way can pose as the server",
+                "verify-ca": "any server with a certificate of that authority can pose as this one",
+            }[sslmode]
+            table.warning(f'is "{sslmode}": {lost}', 'write sslmode = "verify-full" and sslrootcert', "sslmode")
+        durability = table.choice("durability", ("fast", "group", "strict")) or gateway.durability
+        config = ConnectionConfig(
+            name=name,
+            host=host,
+            port=table.whole("port", 1, 65535),
+            database=self.identifier(table, "database"),
+            user=self.identifier(table, "user"),
+            password=table.secret("password", self.folder, self.environ) or Secret("", "missing"),
+            sslmode=sslmode,
+            sslrootcert=self.roots(table, "sslrootcert"),
+            search_path=self.search_path(table),
+            durability=cast(Durability, durability),
+        )
+        table.finish()
+        return config
+
+    def search_path(self, table: Table) -> tuple[str, ...]:
+        schemas = self.identifiers(table, "search_path")
+        if "$user" in schemas:
+            table.problem('holds "$user"', "write the schema's own name", "search_path", schemas.index("$user"))
+        for index, schema in enumerate(schemas):
+            if schema in ("pg_catalog", "pg_temp"):
+                # pg_catalog is searched first unless it is named; a temporary table could then stand in for a table of the grant.
+                table.problem(
+                    f'holds "{schema}"', "leave it out; PostgreSQL searches pg_catalog first by itself", "search_path", index
+                )
+        return schemas
+
+    def identifier(self, table: Table, key: str) -> str:
+        text = table.text(key)
+        if len(text.encode()) > settings.NAME_CHARACTERS_MAX:
+            table.problem(f"is longer than {settings.NAME_CHARACTERS_MAX} bytes", "write the name as PostgreSQL has it", key)
+        return text
+
+    def identifiers(self, table: Table, key: str) -> tuple[str, ...]:
+        texts = table.texts(key)
+        for text in texts:
+            if len(text.encode()) > settings.NAME_CHARACTERS_MAX:
+                reason = f'holds "{printable(text)}", longer than {settings.NAME_CHARACTERS_MAX} bytes'
+                table.problem(reason, "write the name as PostgreSQL has it", key)
+        return texts
+
+    def issuer(self, name: str, table: Table) -> IssuerRules | None:
+        if AGENT_NAME.fullmatch(name) is None:
+            table.problem("is no name for an issuer", _names_remedy(""))
+        before = len(self.report.problems)
+        known = {setting.name for setting in settings.ISSUER}
+        row = {key: value for key, value in table.values.items() if key in known}
+        table.taken.update(row)
+        table.finish()
+        self.roots(table, "ca_file")
+        if "jwks_file" in row:
+            del row["jwks_file"]
+            path = table.path("jwks_file", self.folder)
+            content = self.content(table, "jwks_file", path, "a JWKS file") if path is not None else None
+            row["jwks"] = (content or b"").decode("utf-8", "replace")
+        for key, value in row.items():
+            if isinstance(value, str) and key != "jwks":
+                table.checked(value, key)
+        if isinstance(ca_file := row.get("ca_file"), str) and ca_file:
+            row["ca_file"] = str(table.path("ca_file", self.folder) or "")
+        rules = issuer_rules(name, row)
+        if isinstance(rules, IssuerRules):
+            return rules if len(self.report.problems) == before else None
+        said = set(rules)
+        # What is of the wrong type hides what contradicts the rest: look again without it.
+        for sentence in rules:
+            row.pop(sentence.partition(": ")[0], None)
+        again = issuer_rules(name, {"issuer": "https://missing.invalid", "audience": "missing", **row})
+        said |= set() if isinstance(again, IssuerRules) else set(again)
+        for sentence in sorted(said):
+            key, _, remedy = sentence.partition(": ")
+            key = "jwks_file" if key == "jwks" else key
+            if any(problem.reason.startswith(f"{table.name(key)} ") for problem in self.report.problems[before:]):
+                continue
+            if not table.written(key):
+                table.problem("is missing", remedy.removeprefix("missing; ").replace("write it", f"write {key}"), key)
+            else:
+                table.problem("cannot be used", remedy, key)
+        return None
+
+    def agent(self, name: str, table: Table, connections: _Named, issuer_urls: _Named) -> AgentConfig:
+        if AGENT_NAME.fullmatch(name) is None:
+            table.problem("is no name for an agent", _names_remedy(""))
+        issuer, client, subject = table.text("issuer"), table.text("client"), table.text("subject")
+        if issuer and issuer not in issuer_urls:
+            table.problem(
+                f'is "{printable(issuer)}", and there is no [issuers.{printable(issuer)}]', _one_of(issuer, issuer_urls), "issuer"
+            )
+        if issuer and not client:
+            table.problem("is missing, though issuer is set", 'write client = "…", the client that the tokens name', "client")
+        elif client and not issuer:
+            table.problem("is missing, though client is set", 'write issuer = "…", the name of an [issuers.NAME] table', "issuer")
+        elif subject and not issuer:
+            table.problem("is set without issuer and client", "write issuer and client, or delete subject", "subject")
+        key = table.secret("key", self.folder, self.environ)
+        if key is not None and isinstance(agent_keys.key_id(key.reveal()), Refusal):
+            remedy = f'write a key that "pgwarden agents key {printable(name)}" made into {key.source}'
+            table.problem(f"names {key.source}, which holds no agent key", remedy, "key")
+        verifier = table.text("key_verifier")
+        if verifier and isinstance(refused := agent_keys.parse_verifier(verifier), Refusal):
+            table.problem("is no verifier", f"correct it: {refused.reason}", "key_verifier")
+        if verifier and table.written("key"):
+            table.problem("is set together with key", "write one of the two", "key_verifier")
+        if not issuer and not verifier and not table.written("key"):
+            remedy = f'write issuer and client, or key, or run "pgwarden agents key {printable(name)}" later'
+            table.warning("has neither a key nor a token's client: it cannot connect", remedy)
+        url = issuer_urls.get(issuer, "")
+        grants = table.tables("grants", settings.GRANT, f"[[{table.name('grants')}]] above each grant")
+        config = AgentConfig(
+            name=name,
+            description=table.text("description"),
+            owner=table.text("owner"),
+            issuer=url if isinstance(url, str) else "",
+            client=client,
+            subject=subject,
+            key_verifier=verifier,
+            key=key,
+            grants=tuple(self.grant(grant, connections) for grant in grants),
+        )
+        for index, (grant, config_grant) in enumerate(zip(grants, config.grants, strict=True)):
+            if config_grant in config.grants[:index]:
+                grant.problem("repeats an earlier grant of this agent", "delete it")
+        table.finish()
+        return config
+
+    def grant(self, table: Table, connections: _Named) -> GrantConfig:
+        connection = table.text("connection")
+        if connection and connection not in connections:
+            shown = printable(connection)
+            table.problem(f'is "{shown}", and there is no [connections.{shown}]', _one_of(connection, connections), "connection")
+        example = 'rules = [{ schema = "public", tables = ["orders"], operations = ["select"] }]'
+        rules = tuple(self.rule(rule) for rule in table.tables("rules", settings.RULE, example))
+        functions = self.functions(table)
+        channels = self.identifiers(table, "channels")
+        introspection = table.flag("introspection")
+        if not any(table.written(key) for key in ("rules", "functions", "channels", "introspection")):
+            table.problem("allows nothing", f"write {example}")
+        config = GrantConfig(
+            scope=Scope(connection, rules, functions, channels, introspection),
+            seconds=table.whole("seconds", 0, settings.SECONDS_MAX),
+            reason=table.text("reason"),
+        )
+        table.finish()
+        return config
+
+    def rule(self, table: Table) -> Rule:
+        schema = self.identifier(table, "schema")
+        if schema == "*":
+            table.problem('is "*"', "write one rule for each schema", "schema")
+        tables = self.identifiers(table, "tables")
+        for index, name in enumerate(tables):
+            if schema and name.startswith(f"{schema}."):
+                remedy = f'write "{printable(name.removeprefix(f"{schema}."))}"; the schema stands in schema'
+                table.problem(f'is "{printable(name)}"', remedy, "tables", index)
+        if "*" in tables and len(tables) > 1:
+            table.problem('holds "*" beside other tables', 'write tables = ["*"] for all, or only the others', "tables")
+        operations = table.texts("operations")
+        for index, operation in enumerate(operations):
+            if operation not in OPERATIONS:
+                near = difflib.get_close_matches(operation.lower(), OPERATIONS, 1)
+                remedy = f'write "{near[0]}"' if near else f"write one of {', '.join(OPERATIONS)}"
+                table.problem(f'is "{printable(operation)}", which is no operation', remedy, "operations", index)
+        for key in ("tables", "operations"):
+            if table.values.get(key) == []:
+                table.problem("is empty", f'write {key} = ["{"orders" if key == "tables" else "select"}"], or delete the rule', key)
+        table.finish()
+        return Rule(schema, tables, operations)
+
+    def functions(self, table: Table) -> tuple[str, ...]:
+        functions = table.texts("functions")
+        for function in functions:
+            schema, dot, name = function.partition(".")
+            if not (schema and dot and name) or "(" in name:
+                remedy = 'write its schema and name without arguments, as "public.order_total"'
+                table.problem(f'holds "{printable(function)}"', remedy, "functions")
+        return functions
+
+    def one_agent_a_client(self, tables: Mapping[str, Table]) -> None:
+        """Two agents for one client: which of them acts would be a matter of chance."""
+        seen: dict[tuple[object, object, object], str] = {}
+        for name, table in tables.items():
+            issuer, client = table.values.get("issuer", ""), table.values.get("client", "")
+            subject = table.values.get("subject", "")
+            if not (isinstance(issuer, str) and isinstance(client, str) and isinstance(subject, str) and issuer and client):
+                continue
+            first = seen.setdefault((issuer, client, subject), name)
+            if first != name:
+                remedy = "give each agent a client of its own, or pin each with subject"
+                table.problem(f"is the same client as that of the agent {printable(first)}", remedy, "client")
+
+    def operator(self, name: str, table: Table) -> OperatorConfig:
+        if OPERATOR_NAME.fullmatch(name) is None:
+            table.problem("is no name for an operator", _names_remedy("@"))
+        elif name == _OPERATOR_OF_THE_FILE:
+            table.problem("is a name that the record gives to this file", "write the name of a person or team")
+        digest = table.text("key_sha256")
+        if digest and _SHA256.fullmatch(digest) is None:
+            # Not repeated: it may be the key itself.
+            remedy = 'write the 64 lower-case hex digits that "pgwarden init" prints, not the key'
+            table.problem("is no SHA-256", remedy, "key_sha256")
+        table.finish()
+        return OperatorConfig(name, digest)
+
+    def one_operator_a_key(self, file: Table, operators: Mapping[str, OperatorConfig]) -> None:
+        seen: dict[str, str] = {}
+        for name, operator in operators.items():
+            if operator.key_sha256 and (first := seen.setdefault(operator.key_sha256, name)) != name:
+                # The record could not tell who acted, and one could approve what the other asked for.
+                place = ("operators", name, "key_sha256")
+                reason = f"operators.{printable(name)}.key_sha256 is the key of {printable(first)}"
+                self.report.problem(place, reason, "make each operator a key of their own")
+
+
+def _address(text: str) -> Address | None:
+    host, colon, port = text.rpartition(":")
+    if not colon or not port.isascii() or not port.isdigit() or len(port) > 5 or int(port) > 65535:
+        return None
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        return None
+    if host == "localhost":
+        return Address(host, int(port))
+    try:
+        return Address(str(ipaddress.ip_address(host)), int(port))
+    except ValueError:
+        return None
+
+
+def _is_host(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        labels = text.removesuffix(".").split(".")
+        # Four numbers that are no address, such as 10.0.0.300, are no name either.
+        return len(text) <= 253 and all(map(_HOST_LABEL.fullmatch, labels)) and not labels[-1].isdigit()
+    return True
+
+
+def _names_remedy(also: str) -> str:
+    return (
+        f"write 1 to {settings.NAME_CHARACTERS_MAX} of a-z, 0-9, '.', '_', '-'"
+        + (f", '{also}'" if also == "@" else "")
+        + ", starting with a letter or digit"
+    )
+
+
+def _one_of(wrong: str, names: Collection[str]) -> str:
+    near = difflib.get_close_matches(wrong, names, 1)
+    if near:
+        return f'write "{printable(near[0])}"'
+    shown: Sequence[str] = [f'"{printable(name)}"' for name in sorted(names)[:10]]
+    return f"write one of {', '.join(shown)}" if shown else "write that table first"

@@ -90,7 +90,10 @@ def _from_environment(name: str, environ: Mapping[str, str]) -> Secret | BadRefe
 def _from_file(name: str, folder: Path) -> Secret | BadReference:
     if not name or "\x00" in name:
         return BadReference("names no file", 'write "file:" and a path')
-    path = folder / Path(name).expanduser() if not name.startswith("~") else Path(name).expanduser()
+    try:
+        path = folder / Path(name).expanduser()
+    except RuntimeError:  # "~somebody", whom this system does not know
+        return BadReference("names a file in the home of an unknown user", "write the whole path")
     shown = printable(str(path))
     try:
         # Not to wait for a writer when the path is a FIFO.

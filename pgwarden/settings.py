@@ -1,0 +1,155 @@
+"""Every setting of pgwarden.toml on one line: its name, default, unit and one sentence. `config.py` reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from types import MappingProxyType
+from typing import Final
+
+from identity.settings import IssuerRules
+
+# Limits on the file itself. A fleet of 1,000 agents with three grants each takes about 500 KB.
+FILE_BYTES_MAX: Final = 1 << 20
+LINE_CHARACTERS_MAX: Final = 8192  # tomllib takes quadratic time over the parts of one dotted key
+PROBLEMS_MAX: Final = 200
+TEXT_CHARACTERS_MAX: Final = 500
+PATH_CHARACTERS_MAX: Final = 4096  # PATH_MAX of Linux
+LIST_ITEMS_MAX: Final = 1000
+SECONDS_MAX: Final = 10 * 365 * 86400
+
+NAME_CHARACTERS_MAX: Final = 63  # as PostgreSQL's own names (NAMEDATALEN - 1)
+SOCKET_PATH_BYTES_MAX: Final = 107  # sun_path of unix(7), less its terminating zero
+SOCKET_FILE: Final = "run/gateway.sock"
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    name: str
+    default: object  # as the file would write it, lists as tuples; None: it must be written
+    unit: str
+    sentence: str
+
+
+FILE: Final = (Setting("state", ".pgwarden", "path", "The folder of the log, tables, keys and run files, relative to the file."),)
+
+GATEWAY: Final = (
+    Setting("listen", "127.0.0.1:6432", "HOST:PORT", "Where agents connect; port 0 takes any free one."),
+    Setting("allow_remote", False, "boolean", "Lets `listen` name an address beyond this machine."),
+    Setting("tls", "required", "required, optional", "`optional` takes agent keys in clear text from loopback; tokens need TLS."),
+    Setting("tls_certificate", "", "path", "The PEM certificate chain for clients; empty makes a self-signed one at first start."),
+    Setting("tls_key", "", "path", "The certificate's unencrypted PEM key, mode 0600; it goes with `tls_certificate`."),
+    Setting("durability", "group", "fast, group, strict", "How safely a statement is recorded before it may act."),
+    Setting("statement_text", "full", "full, fingerprint", "Whether the record holds a statement's text, or its fingerprint only."),
+    Setting("parameters", False, "boolean", "Whether the record holds the values of parameters, which are often personal data."),
+)
+
+API: Final = (
+    Setting("listen", "127.0.0.1:8470", "HOST:PORT", "Where the API listens, in clear text: put TLS in front of a remote one."),
+    Setting("allow_remote", False, "boolean", "Lets `listen` name an address beyond this machine."),
+)
+
+DASHBOARD: Final = (
+    Setting("listen", "127.0.0.1:8471", "HOST:PORT", "Where the dashboard listens, as the API in clear text."),
+    Setting("allow_remote", False, "boolean", "Lets `listen` name an address beyond this machine."),
+)
+
+CONNECTION: Final = (
+    Setting("host", None, "name or address", "Where PostgreSQL is; not a socket folder."),
+    Setting("port", 5432, "port number", "PostgreSQL's port."),
+    Setting("database", None, "name", "The database; clients give the connection's name instead."),
+    Setting("user", None, "name", "The role that the gateway logs in as; agents never learn its password."),
+    Setting("password", None, "reference", "That role's password, as `env:NAME` or `file:PATH`, never the password itself."),
+    Setting("sslmode", "verify-full", "disable, require, verify-ca, verify-full", "How TLS to PostgreSQL is checked."),
+    Setting("sslrootcert", "", "path", "The PEM certificates to trust; empty takes the system's."),
+    Setting("search_path", ("public",), "list of schemas", "Where unqualified names are looked up; agents cannot change it."),
+    Setting("durability", "", "fast, group, strict", "As `gateway.durability`, for this connection; empty takes the gateway's."),
+)
+
+AGENT: Final = (
+    Setting("description", None, "text", "What the agent does."),
+    Setting("owner", None, "text", "The person or team that answers for it."),
+    Setting("issuer", "", "name of an issuer", "Whose tokens name this agent; it goes with `client`."),
+    Setting("client", "", "text", "The client of those tokens, as the issuer's `agent` finds it."),
+    Setting("subject", "", "text", "The one `sub` that those tokens may carry; empty takes any."),
+    Setting("key", "", "reference", "An agent key that exists already, as `env:NAME` or `file:PATH`; only its verifier is kept."),
+    Setting("key_verifier", "", "verifier", "The SCRAM-SHA-256 verifier of an agent key, instead of `key`."),
+)
+
+GRANT: Final = (
+    Setting("connection", None, "name of a connection", "Where the grant holds."),
+    Setting("seconds", 0, "seconds", "How long the grant lives from its approval; 0 is until it is revoked."),
+    Setting("reason", None, "text", "Why the agent needs it; the record of each statement leads here."),
+    Setting("rules", (), "list of rules", "Which operations on which tables: each has a `schema`, `tables` and `operations`."),
+    Setting("functions", (), "list of functions", "Functions beyond the built-in safe list, each as `schema.name`."),
+    Setting("channels", (), "list of channels", "Channels of LISTEN and NOTIFY."),
+    Setting("introspection", False, "boolean", "Whether the agent may read pg_catalog and information_schema."),
+)
+
+RULE: Final = (
+    Setting("schema", None, "name", "The schema."),
+    Setting("tables", None, "list of tables", 'Its tables, or `["*"]` for all of them.'),
+    Setting("operations", None, "list of operations", "Some of `select`, `insert`, `update`, `delete`, `ddl`, `copy`, `call`."),
+)
+
+OPERATOR: Final = (Setting("key_sha256", None, "hex", "The SHA-256 of an operator key, as `pgwarden init` makes it."),)
+
+
+def _issuer(name: str, unit: str, sentence: str) -> Setting:
+    """The default is the one of IssuerRules."""
+    default = next(field.default for field in fields(IssuerRules) if field.name == name)
+    return Setting(name, None if default is MISSING else default, unit, sentence)
+
+
+ISSUER: Final = (
+    _issuer("issuer", "URL", "The token's `iss`, byte for byte: a trailing slash, a port and the case count."),
+    _issuer("audience", "text", "What tokens for this gateway have as `aud`."),
+    _issuer("audiences_also", "list of texts", "Others that may stand beside ours in the array, never instead of it."),
+    _issuer("algorithms", "list of algorithms", "Which signatures count, whatever the issuer's metadata says."),
+    _issuer("jwks_uri", "URL", "Where the keys are; empty asks the issuer's metadata."),
+    Setting("jwks_file", "", "path", "The keys themselves as a JWKS file, for an issuer that cannot be reached."),
+    _issuer("jwks_hosts", "list of hosts", "Hosts, beside the issuer's own, that its metadata may name for keys."),
+    _issuer("ca_file", "path", "The PEM certificates to trust for the issuer's TLS; empty takes certifi's."),
+    _issuer("insecure_http", "boolean", "Allows plain http to an issuer on loopback, for development."),
+    _issuer("types", "list of types", 'Which header `typ` an access token may have, in any case; "" is none.'),
+    _issuer("claim_types", "list of types", "Where the claim `typ` is there, as in Keycloak, which it may be."),
+    _issuer("required", "list of claims", "Which claims must be there."),
+    _issuer("forbidden", "list of claims", "Which claims must not be there: they mark an ID token, an event or a logout token."),
+    _issuer("equals", "list of rules", "Claims that must have one of some values, each a `path` and `values`."),
+    _issuer("scopes", "list of scopes", "Scopes that the token must all have."),
+    _issuer("lifetime_max_seconds", "seconds", "The longest life of a token that is accepted."),
+    _issuer("leeway_seconds", "seconds", "How far clocks may disagree."),
+    _issuer("token_bytes_max", "bytes", "The longest token that is looked at."),
+    _issuer("certificate_required", "boolean", "Refuses tokens that are not bound to the connection's certificate (RFC 8705)."),
+    _issuer("agent", "list of claims", "Where the client's name is; those claims that are there must agree."),
+    _issuer("pinned", "list of claims", "What `agents.NAME.subject` pins; several values are joined by a space."),
+    _issuer("workload", "boolean", "Says that tokens name a workload, never a person: `sub` is always its own."),
+    _issuer("subject_prefix", "text", "How `sub` must start, where tokens have no `iss`."),
+    _issuer("own_account_claim", "claim", "A claim that is there exactly when `sub` is the client's own account."),
+    _issuer("own_account_suffix", "text", "What follows the client's name in the `sub` of its own account."),
+    _issuer("without_act", "refuse, actor", "What a person's `sub` with a client and no `act` means: nothing, or the client acts."),
+    _issuer("actor", "claim", "Where the acting party is (RFC 8693); an empty list refuses such tokens."),
+    _issuer("on_behalf_of", "claim", "Where the person is, once it is known that another acts."),
+    _issuer("groups", "claim", "Where the groups are."),
+    _issuer("group_separator", "text", "What splits groups that come as one string; empty takes the string as one group."),
+    _issuer("invocation", "claim", "Where the run of the agent is named."),
+    _issuer("task", "claim", "Where its task is named."),
+    _issuer("operator_groups", "list of groups", "Groups whose people are operators; they go with `operator_clients`."),
+    _issuer("operator_clients", "list of clients", "The clients that operators use, which are no agents."),
+)
+
+TABLES: Final[Mapping[str, tuple[Setting, ...]]] = MappingProxyType(
+    {
+        "": FILE,
+        "gateway": GATEWAY,
+        "api": API,
+        "dashboard": DASHBOARD,
+        "connections.NAME": CONNECTION,
+        "issuers.NAME": ISSUER,
+        "agents.NAME": AGENT,
+        "agents.NAME.grants": GRANT,
+        "agents.NAME.grants.rules": RULE,
+        "operators.NAME": OPERATOR,
+    }
+)
+"""By the name that documents give the table."""
