@@ -1,0 +1,165 @@
+"""What tests of several folders share: a real PostgreSQL, a fresh database in it, a free port, and waiting with an end."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from pgwarden.postgres import Postgres, PostgresSettings
+from pgwarden.postgres import free_port as a_free_port
+
+T = TypeVar("T")
+
+TABLES = """
+CREATE TABLE public.customers (id bigint PRIMARY KEY, name text NOT NULL, city text NOT NULL);
+CREATE TABLE public.orders (
+    id bigint PRIMARY KEY, customer bigint NOT NULL REFERENCES public.customers, amount numeric(12,2) NOT NULL, note text
+);
+CREATE TABLE public.secrets (id bigint PRIMARY KEY, secret text NOT NULL);
+INSERT INTO public.customers SELECT n, 'customer ' || n, (ARRAY['Oslo', 'Lima', 'Kyoto'])[1 + n % 3]
+    FROM generate_series(1, 10) AS n;
+INSERT INTO public.orders SELECT n, 1 + n % 10, n * 1.5, 'note ' || n FROM generate_series(1, 100) AS n;
+INSERT INTO public.secrets SELECT n, 'secret ' || n FROM generate_series(1, 3) AS n;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Database:
+    """A database of one test: three tables in `public`, a schema `app` that belongs to `role`. `role` may do all it needs."""
+
+    host: str
+    port: int
+    name: str
+    role: str  # LOGIN, NOSUPERUSER; what the gateway logs in as
+    password: str
+    superuser: str
+    superuser_password: str
+
+    @property
+    def dsn(self) -> str:
+        """As the role, straight to PostgreSQL."""
+        return psycopg.conninfo.make_conninfo(
+            host=self.host, port=self.port, dbname=self.name, user=self.role, password=self.password, connect_timeout=5
+        )
+
+    @property
+    def superuser_dsn(self) -> str:
+        return psycopg.conninfo.make_conninfo(
+            host=self.host,
+            port=self.port,
+            dbname=self.name,
+            user=self.superuser,
+            password=self.superuser_password,
+            connect_timeout=5,
+        )
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """PostgreSQL 18 with `log_statement = all` and its log as JSON lines (`postgres.log_entries()`)."""
+    # Not tmp_path: pytest's directories are closed to the account that the server runs as when the tests run as root.
+    home = Path(tempfile.mkdtemp(prefix="pgwarden-test-"))
+    home.chmod(0o711)
+    settings = PostgresSettings(
+        durable=False,
+        jsonlog=True,
+        connections_max=200,
+        parameters={"log_statement": "all", "log_connections": "all", "log_disconnections": "on", "log_duration": "off"},
+    )
+    try:
+        with Postgres(home / "postgres", settings) as server:
+            yield server
+    finally:
+        shutil.rmtree(home)
+
+
+@pytest.fixture
+def database(postgres: Postgres) -> Iterator[Database]:
+    """A fresh database and its role; both are gone after the test, with every session still open in them."""
+    tag = secrets.token_hex(4)
+    made = Database(
+        host=postgres.host,
+        port=postgres.port,
+        name=f"shop_{tag}",
+        role=f"app_{tag}",
+        password=secrets.token_urlsafe(18),
+        superuser=postgres.superuser,
+        superuser_password=postgres.password,
+    )
+    name, role = sql.Identifier(made.name), sql.Identifier(made.role)
+    with psycopg.connect(postgres.dsn("postgres"), autocommit=True) as connection:
+        connection.execute(sql.SQL("CREATE DATABASE {}").format(name))
+        connection.execute(
+            sql.SQL("CREATE ROLE {} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE PASSWORD {}").format(role, sql.Literal(made.password))
+        )
+    with psycopg.connect(postgres.dsn(made.name), autocommit=True) as connection:
+        connection.execute(TABLES)
+        for grant in (
+            "CREATE SCHEMA app AUTHORIZATION {}",
+            "GRANT USAGE ON SCHEMA public TO {}",
+            "GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON ALL TABLES IN SCHEMA public TO {}",
+            "GRANT TEMPORARY ON DATABASE {} TO {}",
+        ):
+            parts = (name, role) if grant.count("{}") == 2 else (role,)
+            connection.execute(sql.SQL(grant).format(*parts))
+    try:
+        yield made
+    finally:
+        with psycopg.connect(postgres.dsn("postgres"), autocommit=True) as connection:
+            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
+            connection.execute(sql.SQL("DROP ROLE {}").format(role))
+
+
+@pytest.fixture
+def free_port() -> int:
+    return a_free_port()
+
+
+def _wait_for(predicate: Callable[[], T], seconds: float = 5.0, message: str = "") -> T:
+    until = time.monotonic() + seconds
+    while True:
+        answer = predicate()
+        if answer:
+            return answer
+        if time.monotonic() > until:
+            source = message or inspect.getsource(predicate).strip()
+            pytest.fail(f"not within {seconds:g} s: {source}")
+        time.sleep(0.01)
+
+
+async def _await_for(predicate: Callable[[], T | Awaitable[T]], seconds: float = 5.0, message: str = "") -> T:
+    until = time.monotonic() + seconds
+    while True:
+        answer = predicate()
+        if inspect.isawaitable(answer):
+            answer = await answer
+        if answer:
+            return answer
+        if time.monotonic() > until:
+            source = message or inspect.getsource(predicate).strip()
+            pytest.fail(f"not within {seconds:g} s: {source}")
+        await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def wait_for() -> Callable[..., object]:
+    """`wait_for(predicate, seconds)` returns the predicate's first true answer, or fails the test; it blocks the thread."""
+    return _wait_for
+
+
+@pytest.fixture
+def await_for() -> Callable[..., Awaitable[object]]:
+    """The same for a running event loop: `await await_for(predicate, seconds)`; the predicate may be async."""
+    return _await_for
