@@ -350,6 +350,9 @@ class Postgres:
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
                 raise PostgresUnavailable(f"PostgreSQL ended while starting on port {self.port}: {self._last_words()}")
+            if not self._says_ready():  # the port alone proves nothing: somebody else may listen there
+                time.sleep(0.02)
+                continue
             try:
                 with psycopg.connect(self.dsn("postgres")) as connection:
                     connection.execute("SELECT 1")
@@ -357,7 +360,16 @@ class Postgres:
             except psycopg.OperationalError as error:
                 reason = str(error).strip()
                 time.sleep(0.05)
-        raise PostgresUnavailable(f"PostgreSQL did not answer within {self.settings.start_seconds_max:g} s: {reason}")
+        raise PostgresUnavailable(
+            f"PostgreSQL did not answer within {self.settings.start_seconds_max:g} s: {reason or self._last_words()}"
+        )
+
+    def _says_ready(self) -> bool:
+        """The last line of postmaster.pid is the server's state, as pg_ctl reads it."""
+        try:
+            return (self.data / "postmaster.pid").read_text().splitlines()[-1].strip() == "ready"
+        except (OSError, IndexError):
+            return False
 
     def _last_words(self) -> str:
         words: list[str] = []
