@@ -31,6 +31,14 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
+class GivenKey:
+    """A key that was made elsewhere."""
+
+    key_id: str
+    scram_verifier: str
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
     event: IdentityEvent
     repeated: bool  # the event is that of an earlier call with the same Idempotency-Key
@@ -71,28 +79,22 @@ class Registrar:
         self._registry.apply(event)
         self._requests.apply(event)
 
-    async def carry_out(self, command: Command, idempotency_key: str, operator: str, agent_key: str = "") -> Outcome:
-        """Return once the event is on disk and the registry shows it.
-
-        `agent_key`: the key that `ReplaceKey` gives the agent, where it is not to be a new one.
-
-        Raises:
-            ValueError: `agent_key` is not an agent key.
-        """
+    async def carry_out(self, command: Command, idempotency_key: str, operator: str, given_key: GivenKey | None = None) -> Outcome:
+        """Return once the event is on disk and the registry shows it. `given_key`: take this one where the command makes a key."""
         if self._waiting >= self._settings.waiting_max:
             return Unrecorded(f"{self._waiting} commands are waiting for the log", may_follow=False)
         self._waiting += 1
         try:
             async with self._one_at_a_time:
-                return await self._carry_out(command, idempotency_key, operator, agent_key)
+                return await self._carry_out(command, idempotency_key, operator, given_key)
         finally:
             self._waiting -= 1
 
-    async def _carry_out(self, command: Command, idempotency_key: str, operator: str, agent_key: str) -> Outcome:
+    async def _carry_out(self, command: Command, idempotency_key: str, operator: str, given_key: GivenKey | None) -> Outcome:
         # What is decided before an earlier event has found its place would be decided on a state that may not come to be.
         if self._recorder.durable < self._ticket:
             return Unrecorded("an earlier command is still waiting for the log", may_follow=False)
-        fresh, key = _fresh(command, agent_key)
+        fresh, key = _fresh(command, given_key)
         verdict = commands.decide(
             command,
             idempotency_key,
@@ -130,16 +132,13 @@ class Registrar:
         return Done(event, repeated=False, key=key)
 
 
-def _fresh(command: Command, agent_key: str) -> tuple[Fresh, str]:
+def _fresh(command: Command, given_key: GivenKey | None) -> tuple[Fresh, str]:
     match command:
         case RegisterAgent(key=True) | ReplaceKey():
-            if not agent_key:
-                key, key_id, verifier = agent_keys.create()
-                return Fresh(key_id=key_id, scram_verifier=verifier), key
-            given_id, given_verifier = agent_keys.key_id(agent_key), agent_keys.verifier(agent_key)
-            if not isinstance(given_id, str) or not isinstance(given_verifier, str):
-                raise ValueError("not an agent key")
-            return Fresh(key_id=given_id, scram_verifier=given_verifier), ""
+            if given_key is not None:
+                return Fresh(key_id=given_key.key_id, scram_verifier=given_key.scram_verifier), ""
+            key, key_id, verifier = agent_keys.create()
+            return Fresh(key_id=key_id, scram_verifier=verifier), key
         case RequestGrant():
             return Fresh(grant="g-" + base64.b32encode(secrets.token_bytes(GRANT_ID_BYTES)).decode("ascii").lower()), ""
         case _:

@@ -1,0 +1,292 @@
+"""The event API: commands come in over HTTP, and are answered once what they lead to is recorded. docs/api.md describes each."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Awaitable, Callable, Coroutine
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Final, TypeAlias, assert_never
+
+from fastapi import APIRouter, Header, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.types import Message, Receive
+
+from identity import commands
+from identity.commands import Command, Rejected
+from identity.operators import Operator, Throttled
+from identity.refusal import Refusal
+from identity.registrar import Done, Registrar, Unrecorded
+from ingest.events import (
+    AgentKeyReplaced,
+    AgentRegistered,
+    AgentReinstated,
+    AgentRetired,
+    AgentRevoked,
+    GrantApproved,
+    GrantDenied,
+    GrantRequested,
+    GrantRevoked,
+    IdentityEvent,
+    Rule,
+    Scope,
+)
+
+BODY_BYTES_MAX: Final = 64 * 2**10  # a scope of a thousand tables takes about 30 kB
+PROBLEMS_MAX: Final = 100  # told of one body
+CONFIG_KEY_PREFIX: Final = "config:"  # Idempotency-Keys of the configuration file, which no caller may use up beforehand
+
+Authenticate: TypeAlias = Callable[[str, str], Awaitable[Operator | Refusal]]
+"""(the Authorization header or "", the peer's address) to the operator: `Operators.authenticate` with the time of now."""
+
+IdempotencyKey: TypeAlias = Annotated[
+    str, Header(alias="Idempotency-Key", description="Repeating a call with the same key and the same body changes nothing.")
+]
+
+Answer: TypeAlias = dict[str, "str | int | None"]
+
+_STATUS_OF: Final = {"invalid": 422, "missing": 404, "forbidden": 403, "conflict": 409}
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_JSON: Final = re.compile(r"application/json\s*(;.*)?", re.IGNORECASE)
+_log: Final = logging.getLogger(__name__)
+
+
+# -- bodies ----------------------------------------------------------------------------------------------------------------------
+
+
+class _Body(BaseModel):
+    # A misspelt field is an error, not a grant that is wider than was meant; "5" is no number.
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class AgentBody(_Body):
+    agent: str
+    description: str = ""
+    owner: str
+    issuer: str = ""
+    client: str = ""
+    subject: str = ""
+    key: bool = False
+
+
+class ReasonBody(_Body):
+    reason: str
+
+
+class ReinstateBody(_Body):
+    reason: str = ""
+
+
+class RuleBody(_Body):
+    schema_: str = Field(alias="schema")
+    tables: list[str]
+    operations: list[str]
+
+
+class ScopeBody(_Body):
+    connection: str
+    rules: list[RuleBody] = []
+    functions: list[str] = []
+    channels: list[str] = []
+    introspection: bool = False
+
+
+class GrantBody(_Body):
+    agent: str
+    scope: ScopeBody
+    seconds: int = 0
+    reason: str
+
+
+# -- routes ----------------------------------------------------------------------------------------------------------------------
+
+
+def router(registrar: Registrar, authenticate: Authenticate) -> APIRouter:
+    """The commands. Each call is authenticated before its body is read."""
+    routes = APIRouter(prefix="/v1", route_class=guarded(authenticate))
+
+    async def answered(request: Request, command: Command, key: str, status: int) -> JSONResponse:
+        if key and (commands.IDEMPOTENCY_KEY.fullmatch(key) is None or key.startswith(CONFIG_KEY_PREFIX)):
+            raise HTTPException(422, f"Idempotency-Key: write 1 to 128 visible ASCII characters, not {CONFIG_KEY_PREFIX} first")
+        outcome = await registrar.carry_out(command, key, operator_of(request).id)
+        match outcome:
+            case Done(event, repeated, new_key):
+                headers = {"Idempotency-Replayed": "true"} if repeated else {}
+                return JSONResponse(_answer(event, new_key), status, headers)
+            case Rejected(kind, error, problems):
+                return _error(_STATUS_OF[kind], error, problems)
+            case Unrecorded(reason, may_follow):
+                _log.error("a command was not recorded: %s", reason)
+                if may_follow:
+                    wait = "The log is slow to record this; it may still take effect. Repeat it with the same Idempotency-Key."
+                else:
+                    wait = "The log takes no records now, so nothing was changed. Try again when GET /v1/health says that it does."
+                return _error(503, wait, headers={"Retry-After": "2"})
+            case _:
+                assert_never(outcome)
+
+    @routes.post("/agents", status_code=201, summary="Register an agent")
+    async def register(request: Request, body: AgentBody, idempotency_key: IdempotencyKey = "") -> Response:
+        command = commands.RegisterAgent(body.agent, body.description, body.owner, body.issuer, body.client, body.subject, body.key)
+        return await answered(request, command, idempotency_key, 201)
+
+    @routes.post("/agents/{agent}/key", status_code=201, summary="Give an agent a new key; the old one opens nothing any more")
+    async def replace_key(request: Request, agent: str, idempotency_key: IdempotencyKey = "") -> Response:
+        return await answered(request, commands.ReplaceKey(agent), idempotency_key, 201)
+
+    @routes.post("/agents/{agent}/revoke", summary="Stop an agent now: its sessions end, and it can open none")
+    async def revoke(request: Request, agent: str, body: ReasonBody, idempotency_key: IdempotencyKey = "") -> Response:
+        return await answered(request, commands.RevokeAgent(agent, body.reason), idempotency_key, 200)
+
+    @routes.post("/agents/{agent}/reinstate", summary="Take a revocation back")
+    async def reinstate(request: Request, agent: str, body: ReinstateBody, idempotency_key: IdempotencyKey = "") -> Response:
+        return await answered(request, commands.ReinstateAgent(agent, body.reason), idempotency_key, 200)
+
+    @routes.post("/agents/{agent}/retire", summary="Offboard an agent for good")
+    async def retire(request: Request, agent: str, body: ReasonBody, idempotency_key: IdempotencyKey = "") -> Response:
+        return await answered(request, commands.RetireAgent(agent, body.reason), idempotency_key, 200)
+
+    @routes.post("/grants", status_code=201, summary="Ask for a grant")
+    async def request_grant(request: Request, body: GrantBody, idempotency_key: IdempotencyKey = "") -> Response:
+        command = commands.RequestGrant(body.agent, _scope(body.scope), body.seconds, body.reason)
+        return await answered(request, command, idempotency_key, 201)
+
+    @routes.post("/grants/{grant}/approve", summary="Approve a grant that somebody else asked for")
+    async def approve(request: Request, grant: str, idempotency_key: IdempotencyKey = "") -> Response:
+        return await answered(request, commands.ApproveGrant(grant), idempotency_key, 200)
+
+    @routes.post("/grants/{grant}/deny", summary="Deny a grant that somebody else asked for")
+    async def deny(request: Request, grant: str, body: ReasonBody, idempotency_key: IdempotencyKey = "") -> Response:
+        return await answered(request, commands.DenyGrant(grant, body.reason), idempotency_key, 200)
+
+    @routes.post("/grants/{grant}/revoke", summary="Take a grant back: sessions that rest on it end")
+    async def revoke_grant(request: Request, grant: str, body: ReasonBody, idempotency_key: IdempotencyKey = "") -> Response:
+        return await answered(request, commands.RevokeGrant(grant, body.reason), idempotency_key, 200)
+
+    return routes
+
+
+def guarded(authenticate: Authenticate) -> type[APIRoute]:
+    """A route that knows its operator before it looks at anything else, and whose errors are `{"error": one sentence}`."""
+
+    class Guarded(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Coroutine[None, None, Response]]:
+            handle = super().get_route_handler()
+
+            async def guard(request: Request) -> Response:
+                peer = request.client.host if request.client is not None else ""
+                operator = await authenticate(request.headers.get("authorization", ""), peer)
+                if isinstance(operator, Refusal):
+                    _log.warning("%s %s refused to %s: %s", request.method, self.path, peer, operator.reason)
+                    return _unauthenticated(operator)
+                request.state.operator = operator
+                if _has_body(request) and _JSON.fullmatch(request.headers.get("content-type", "")) is None:
+                    return _error(415, "Send the body as JSON, with Content-Type: application/json.")
+                try:
+                    return await handle(Request(request.scope, _limited(request)))
+                except RequestValidationError as error:
+                    return _invalid_body(error)
+                except HTTPException as error:
+                    return _error(error.status_code, str(error.detail))
+
+            return guard
+
+    return Guarded
+
+
+def _limited(request: Request) -> Receive:
+    taken = 0
+
+    async def receive() -> Message:
+        nonlocal taken
+        message = await request.receive()
+        taken += len(message.get("body", b""))
+        if taken > BODY_BYTES_MAX:
+            raise HTTPException(413, f"The body is larger than {BODY_BYTES_MAX} bytes; ask for several smaller grants.")
+        return message
+
+    return receive
+
+
+def operator_of(request: Request) -> Operator:
+    """Who called a guarded route."""
+    operator = request.state.operator
+    assert isinstance(operator, Operator)
+    return operator
+
+
+def iso(at_us: int) -> str:
+    """ISO 8601 in UTC, to the microsecond."""
+    return (_EPOCH + timedelta(microseconds=at_us)).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def _scope(body: ScopeBody) -> Scope:
+    rules = tuple(Rule(rule.schema_, tuple(rule.tables), tuple(rule.operations)) for rule in body.rules)
+    return Scope(body.connection, rules, tuple(body.functions), tuple(body.channels), body.introspection)
+
+
+# -- answers ---------------------------------------------------------------------------------------------------------------------
+
+
+def _answer(event: IdentityEvent, new_key: str) -> Answer:
+    """The same for the same event, whether it was recorded now or by an earlier call; only a new key is never shown again."""
+    match event:
+        case AgentRegistered():
+            answer: Answer = {"agent": event.agent, "state": "active", "registered_at": iso(event.at_us)}
+            return answer | ({"key_id": event.key_id, "key": new_key or None} if event.key_id else {})
+        case AgentKeyReplaced():
+            return {"agent": event.agent, "replaced_at": iso(event.at_us), "key_id": event.key_id, "key": new_key or None}
+        case AgentRevoked():
+            return {"agent": event.agent, "state": "revoked", "revoked_at": iso(event.at_us), "reason": event.reason}
+        case AgentReinstated():
+            return {"agent": event.agent, "state": "active", "reinstated_at": iso(event.at_us), "reason": event.reason}
+        case AgentRetired():
+            return {"agent": event.agent, "state": "retired", "retired_at": iso(event.at_us), "reason": event.reason}
+        case GrantRequested():
+            asked: Answer = {"grant": event.grant, "agent": event.agent, "state": "requested", "requested_by": event.requested_by}
+            return asked | {"requested_at": iso(event.at_us)}
+        case GrantApproved():
+            approved: Answer = {"grant": event.grant, "agent": event.agent, "state": "approved", "approver": event.approver}
+            expires_at = iso(event.expires_at_us) if event.expires_at_us else None
+            return approved | {"approved_at": iso(event.at_us), "expires_at": expires_at}
+        case GrantDenied():
+            denied: Answer = {"grant": event.grant, "agent": event.agent, "state": "denied", "reason": event.reason}
+            return denied | {"denied_at": iso(event.at_us)}
+        case GrantRevoked():
+            revoked: Answer = {"grant": event.grant, "agent": event.agent, "state": "revoked", "reason": event.reason}
+            return revoked | {"revoked_at": iso(event.at_us)}
+        case _:
+            assert_never(event)
+
+
+def _error(status: int, sentence: str, problems: tuple[str, ...] = (), headers: dict[str, str] | None = None) -> JSONResponse:
+    content: dict[str, object] = {"error": sentence}
+    if problems:
+        content["problems"] = list(problems[:PROBLEMS_MAX])
+    return JSONResponse(content, status, headers)
+
+
+def _unauthenticated(refusal: Refusal) -> JSONResponse:
+    # What exactly was wrong is for the log: it would help whoever tries.
+    if isinstance(refusal, Throttled):
+        sentence = f"Too many failed attempts from this address; wait {refusal.retry_after_seconds} s."
+        return _error(429, sentence, headers={"Retry-After": str(refusal.retry_after_seconds)})
+    sentence = "Send Authorization: Bearer with an operator key, or with the access token of a person in an operator group."
+    return _error(401, sentence, headers={"WWW-Authenticate": 'Bearer realm="pgwarden"'})  # RFC 9110 §11.6.1
+
+
+def _invalid_body(error: RequestValidationError) -> JSONResponse:
+    problems: list[str] = []
+    for problem in error.errors()[:PROBLEMS_MAX]:
+        where = ".".join(str(part) for part in problem["loc"] if part != "body") or "body"
+        # Names and positions only: the value is the caller's, and may be a secret in the wrong place.
+        problems.append(f"{where[:120]}: {problem['msg']}".encode("ascii", "backslashreplace").decode("ascii"))
+    sentence = problems[0] if len(problems) == 1 else f"the body has {len(problems)} problems: {problems[0]}"
+    return _error(422, sentence, tuple(problems))
+
+
+def _has_body(request: Request) -> bool:
+    return request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
