@@ -59,12 +59,12 @@ def principal(signed: SignedClaims, rules: IssuerRules, agent_of: AgentOf) -> Pr
     subject = _text(claims, ("sub",))
     if isinstance(subject, Refusal):
         return subject
-    client = _client(claims, rules)
-    if isinstance(client, Refusal):
-        return client
     chain = _chain(claims, rules)
     if isinstance(chain, Refusal):
         return chain
+    client = _client(claims, rules, delegated=bool(chain))
+    if isinstance(client, Refusal):
+        return client
     if chain:
         acting = _delegated(claims, rules, subject, client, chain, agent_of)
     else:
@@ -105,7 +105,7 @@ def operator(signed: SignedClaims, rules: IssuerRules) -> OperatorClaims | Refus
     subject = _text(claims, ("sub",))
     if isinstance(subject, Refusal):
         return subject
-    client = _client(claims, rules)
+    client = _client(claims, rules, delegated=False)
     if isinstance(client, Refusal):
         return client
     groups = _groups(claims, rules)
@@ -157,8 +157,11 @@ def _direct(claims: Object, rules: IssuerRules, subject: str, client: str, agent
             f"sub {shown(subject)} is not known as the own account of client {shown(client)}, and no act says who acts: pin the"
             " agent's subject, or set own_account_claim or without_act in the issuer's row"
         )
-    agent = agent_of(rules.issuer, client, "")
-    return _Acting(agent, client, subject, (client,)) if agent is not None else _unregistered(client, subject)
+    person = _text(claims, rules.on_behalf_of)
+    if isinstance(person, Refusal):
+        return person
+    agent = agent_of(rules.issuer, client, "")  # no pin fits: sub is the person's
+    return _Acting(agent, client, person, (client,)) if agent is not None else _unregistered(client, "")
 
 
 def _delegated(
@@ -203,11 +206,12 @@ def _of(signed: SignedClaims, rules: IssuerRules) -> Object:
     return signed.claims
 
 
-def _client(claims: Object, rules: IssuerRules) -> str | Refusal:
+def _client(claims: Object, rules: IssuerRules, *, delegated: bool) -> str | Refusal:
     """The value of the alternatives that are there; "" when none is."""
     found: str = ""
     for path in rules.agent:
-        if at(claims, path) is None:
+        # Spring: sub is the client's id, until there is an act: then it is the person's
+        if at(claims, path) is None or (delegated and path == ("sub",)):
             continue
         value = _text(claims, path)
         if isinstance(value, Refusal):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Iterable, Mapping
-from dataclasses import InitVar, dataclass
+from dataclasses import InitVar, dataclass, field
 from typing import Final
 
 from joserfc import jwk, jws
@@ -148,7 +148,7 @@ class SignedClaims:
     """The claims of a token that holds under `rules`. Only `verify` makes it."""
 
     rules: IssuerRules
-    claims: Object
+    claims: Object = field(repr=False)  # a person's data: not for the log
     credential: str  # SHA-256 of the jti in hex; of the whole token where it has none
     expires_at_us: int  # the first moment at which it holds no more: exp and the leeway
     mint: InitVar[object]
