@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Literal, TypeAlias, cast
 
-from identity import agent_keys
+from identity import agent_keys, commands
 from identity.refusal import Refusal
 from identity.scope import OPERATIONS
 from identity.settings import IssuerRules, loopback
@@ -22,7 +22,8 @@ from identity.settings import rules as issuer_rules
 from ingest.events import Rule, Scope
 from pgwarden import settings
 from pgwarden.config_file import ConfigInvalid, Problem, Report, Table, parse, read
-from pgwarden.references import Secret, printable, reason_of
+from pgwarden.references import Secret, printable
+from pgwarden.small_files import Content, Unreadable, content, reason_of
 
 __all__ = ["ConfigInvalid", "Problem", "load", "loads"]
 
@@ -121,12 +122,11 @@ class Config:
     warnings: tuple[Problem, ...] = ()  # allowed, but less than safe; each start prints them
 
 
-AGENT_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 OPERATOR_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._@-]{0,62}")
 _CONNECTION_NAME: Final = re.compile(r"[a-z0-9_][a-z0-9._-]{0,62}")
 _HOST_LABEL: Final = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
-_OPERATOR_OF_THE_FILE: Final = "config"  # under this name the file's own agents and grants are registered
+_LIMITS: Final = commands.Settings()
 
 _Named: TypeAlias = Mapping[str, object]
 
@@ -274,13 +274,13 @@ class _Reading:
 
     def certificate_and_key(self, table: Table, certificate: Path, key: Path) -> None:
         fine = self.pem(table, "tls_certificate", certificate) is not None
-        text = self.pem(table, "tls_key", key)
-        if text is None:
+        found = self.pem(table, "tls_key", key)
+        if found is None:
             return
         shown = printable(str(key))
-        if key.stat().st_mode & 0o077:
+        if found.mode & 0o077:
             table.problem(f"is {shown}, which others may read", f"run: chmod 600 {shown}", "tls_key")
-        if b"ENCRYPTED" in text:
+        if b"ENCRYPTED" in found.data:
             remedy = "decrypt it with: openssl pkey -in KEY -out PLAIN, and chmod 600 PLAIN"
             table.problem(f"is {shown}, which has a passphrase", remedy, "tls_key")
         elif fine:
@@ -303,24 +303,16 @@ class _Reading:
             table.problem(f"is {printable(str(path))}, which holds no certificate", "name a file of PEM certificates", key)
         return path
 
-    def pem(self, table: Table, key: str, path: Path) -> bytes | None:
-        return self.content(table, key, path, "a PEM file")
+    def pem(self, table: Table, key: str, path: Path) -> Content | None:
+        return self.file(table, key, path, "a PEM file")
 
-    def content(self, table: Table, key: str, path: Path, what: str) -> bytes | None:
+    def file(self, table: Table, key: str, path: Path, what: str) -> Content | None:
         """What is in a file that a setting names, else None, and the problem is in the report."""
-        shown = printable(str(path))
-        try:
-            # Not to wait for a writer when the path is a FIFO.
-            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            with os.fdopen(descriptor, "rb") as file:
-                content = file.read(settings.FILE_BYTES_MAX + 1)
-        except OSError as error:
-            table.problem(f"is {shown}, which cannot be read: {reason_of(error)}", f"write the path of {what}", key)
+        found = content(path, settings.FILE_BYTES_MAX)
+        if isinstance(found, Unreadable):
+            table.problem(f"is {printable(str(path))}, {found.reason}", f"write the path of {what}", key)
             return None
-        if len(content) > settings.FILE_BYTES_MAX:
-            table.problem(f"is {shown}, larger than {settings.FILE_BYTES_MAX} bytes", f"write the path of {what}", key)
-            return None
-        return content
+        return found
 
     def connection(self, name: str, table: Table, gateway: GatewayConfig) -> ConnectionConfig:
         if _CONNECTION_NAME.fullmatch(name) is None:
@@ -367,20 +359,20 @@ class _Reading:
 
     def identifier(self, table: Table, key: str) -> str:
         text = table.text(key)
-        if len(text.encode()) > settings.NAME_CHARACTERS_MAX:
-            table.problem(f"is longer than {settings.NAME_CHARACTERS_MAX} bytes", "write the name as PostgreSQL has it", key)
+        if len(text.encode()) > settings.NAME_BYTES_MAX:
+            table.problem(f"is longer than {settings.NAME_BYTES_MAX} bytes", "write the name as PostgreSQL has it", key)
         return text
 
-    def identifiers(self, table: Table, key: str) -> tuple[str, ...]:
-        texts = table.texts(key)
+    def identifiers(self, table: Table, key: str, items_max: int = settings.LIST_ITEMS_MAX) -> tuple[str, ...]:
+        texts = table.texts(key, items_max)
         for text in texts:
-            if len(text.encode()) > settings.NAME_CHARACTERS_MAX:
-                reason = f'holds "{printable(text)}", longer than {settings.NAME_CHARACTERS_MAX} bytes'
+            if len(text.encode()) > settings.NAME_BYTES_MAX:
+                reason = f'holds "{printable(text)}", longer than {settings.NAME_BYTES_MAX} bytes'
                 table.problem(reason, "write the name as PostgreSQL has it", key)
         return texts
 
     def issuer(self, name: str, table: Table) -> IssuerRules | None:
-        if AGENT_NAME.fullmatch(name) is None:
+        if commands.AGENT_NAME.fullmatch(name) is None:
             table.problem("is no name for an issuer", _names_remedy(""))
         before = len(self.report.problems)
         known = {setting.name for setting in settings.ISSUER}
@@ -391,8 +383,8 @@ class _Reading:
         if "jwks_file" in row:
             del row["jwks_file"]
             path = table.path("jwks_file", self.folder)
-            content = self.content(table, "jwks_file", path, "a JWKS file") if path is not None else None
-            row["jwks"] = (content or b"").decode("utf-8", "replace")
+            found = self.file(table, "jwks_file", path, "a JWKS file") if path is not None else None
+            row["jwks"] = found.data.decode("utf-8", "replace") if found is not None else ""
         for key, value in row.items():
             if isinstance(value, str) and key != "jwks":
                 table.checked(value, key)
@@ -419,9 +411,11 @@ class _Reading:
         return None
 
     def agent(self, name: str, table: Table, connections: _Named, issuer_urls: _Named) -> AgentConfig:
-        if AGENT_NAME.fullmatch(name) is None:
+        if commands.AGENT_NAME.fullmatch(name) is None:
             table.problem("is no name for an agent", _names_remedy(""))
-        issuer, client, subject = table.text("issuer"), table.text("client"), table.text("subject")
+        elif name == commands.CONFIG:
+            table.problem("is a name that the record gives to this file", "write another name")
+        issuer, client, subject = (table.text(part, _LIMITS.name_characters_max) for part in ("issuer", "client", "subject"))
         if issuer and issuer not in issuer_urls:
             table.problem(
                 f'is "{printable(issuer)}", and there is no [issuers.{printable(issuer)}]', _one_of(issuer, issuer_urls), "issuer"
@@ -449,7 +443,7 @@ class _Reading:
         config = AgentConfig(
             name=name,
             description=table.text("description"),
-            owner=table.text("owner"),
+            owner=table.text("owner", _LIMITS.name_characters_max),
             issuer=url if isinstance(url, str) else "",
             client=client,
             subject=subject,
@@ -469,11 +463,11 @@ class _Reading:
             shown = printable(connection)
             table.problem(f'is "{shown}", and there is no [connections.{shown}]', _one_of(connection, connections), "connection")
         example = 'rules = [{ schema = "public", tables = ["orders"], operations = ["select"] }]'
-        rules = tuple(self.rule(rule) for rule in table.tables("rules", settings.RULE, example))
+        rules = tuple(self.rule(rule) for rule in table.tables("rules", settings.RULE, example, _LIMITS.rules_max))
         functions = self.functions(table)
-        channels = self.identifiers(table, "channels")
+        channels = self.identifiers(table, "channels", _LIMITS.channels_max)
         introspection = table.flag("introspection")
-        if not any(table.written(key) for key in ("rules", "functions", "channels", "introspection")):
+        if not any(table.values.get(key) for key in ("rules", "functions", "channels", "introspection")):
             table.problem("allows nothing", f"write {example}")
         config = GrantConfig(
             scope=Scope(connection, rules, functions, channels, introspection),
@@ -510,28 +504,31 @@ class _Reading:
         functions = table.texts("functions")
         for function in functions:
             schema, dot, name = function.partition(".")
-            if not (schema and dot and name) or "(" in name:
+            fits = all(0 < len(part.encode()) <= settings.NAME_BYTES_MAX for part in (schema, name))
+            if not dot or not fits or "(" in name:
                 remedy = 'write its schema and name without arguments, as "public.order_total"'
                 table.problem(f'holds "{printable(function)}"', remedy, "functions")
         return functions
 
     def one_agent_a_client(self, tables: Mapping[str, Table]) -> None:
         """Two agents for one client: which of them acts would be a matter of chance."""
-        seen: dict[tuple[object, object, object], str] = {}
+        seen: dict[tuple[str, str], list[tuple[str, str]]] = {}
         for name, table in tables.items():
-            issuer, client = table.values.get("issuer", ""), table.values.get("client", "")
-            subject = table.values.get("subject", "")
+            issuer, client, subject = (table.values.get(key, "") for key in ("issuer", "client", "subject"))
             if not (isinstance(issuer, str) and isinstance(client, str) and isinstance(subject, str) and issuer and client):
                 continue
-            first = seen.setdefault((issuer, client, subject), name)
-            if first != name:
-                remedy = "give each agent a client of its own, or pin each with subject"
-                table.problem(f"is the same client as that of the agent {printable(first)}", remedy, "client")
+            others = seen.setdefault((issuer, client), [])
+            for other, pinned in others:
+                if not subject or not pinned or subject == pinned:
+                    remedy = "give each agent a client of its own, or pin each with subject"
+                    table.problem(f"is the same client as that of the agent {printable(other)}", remedy, "client")
+                    break
+            others.append((name, subject))
 
     def operator(self, name: str, table: Table) -> OperatorConfig:
         if OPERATOR_NAME.fullmatch(name) is None:
             table.problem("is no name for an operator", _names_remedy("@"))
-        elif name == _OPERATOR_OF_THE_FILE:
+        elif name == commands.CONFIG:
             table.problem("is a name that the record gives to this file", "write the name of a person or team")
         digest = table.text("key_sha256")
         if digest and _SHA256.fullmatch(digest) is None:
@@ -579,7 +576,7 @@ def _is_host(text: str) -> bool:
 
 def _names_remedy(also: str) -> str:
     return (
-        f"write 1 to {settings.NAME_CHARACTERS_MAX} of a-z, 0-9, '.', '_', '-'"
+        f"write 1 to {settings.NAME_BYTES_MAX} of a-z, 0-9, '.', '_', '-'"
         + (f", '{also}'" if also == "@" else "")
         + ", starting with a letter or digit"
     )

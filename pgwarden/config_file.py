@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 import re
 import stat
 import tomllib
@@ -13,8 +12,9 @@ from pathlib import Path
 from typing import Final
 
 from pgwarden import settings
-from pgwarden.references import Secret, printable, reason_of, resolve
+from pgwarden.references import Secret, printable, resolve
 from pgwarden.settings import Setting
+from pgwarden.small_files import Unreadable, content
 from pgwarden.toml_lines import Place, locate
 
 _SYNTAX: Final = re.compile(r"(?P<reason>.*) \((?:at line (?P<line>\d+), column \d+|at end of document)\)", re.DOTALL)
@@ -92,30 +92,18 @@ def read(path: Path) -> str:
     def invalid(reason: str, remedy: str, line: int = 0) -> ConfigInvalid:
         return ConfigInvalid([Problem(shown, line, reason, remedy)])
 
+    found = content(path, settings.FILE_BYTES_MAX)
+    if isinstance(found, Unreadable):
+        if found.missing:
+            raise invalid("there is no such file", 'run "pgwarden init" to write one')
+        raise invalid(f"this is a file {found.reason}", "name a TOML file; many agents are better registered with the API")
+    if found.mode & stat.S_IWOTH:
+        # Whoever writes it can name an operator key of their own.
+        raise invalid("anybody on this machine may change the file", f"run: chmod o-w {shown}")
     try:
-        # Not to wait for a writer when the path is a FIFO.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError as error:
-        raise invalid("there is no such file", 'run "pgwarden init" to write one') from error
-    except (OSError, ValueError) as error:
-        reason = reason_of(error) if isinstance(error, OSError) else "the path holds a zero byte"
-        raise invalid(f"the file cannot be read: {reason}", "name a file that you may read") from error
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise invalid("this is not a regular file", "name a TOML file")
-        if status.st_mode & stat.S_IWOTH:
-            # Whoever writes it can name an operator key of their own.
-            raise invalid("anybody on this machine may change the file", f"run: chmod o-w {shown}")
-        content = file.read(settings.FILE_BYTES_MAX + 1)
-    if len(content) > settings.FILE_BYTES_MAX:
-        raise invalid(
-            f"the file is larger than {settings.FILE_BYTES_MAX} bytes", "register agents with the API instead of the file"
-        )
-    try:
-        return content.decode("utf-8")
+        return found.data.decode("utf-8")
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
+        line = found.data.count(b"\n", 0, error.start) + 1
         raise invalid("this line is not UTF-8 text", "save the file as UTF-8", line) from error
 
 
@@ -227,7 +215,7 @@ class Table:
             self.problem(f"is longer than {characters_max} characters", "write less", key, index)
         elif not value.isprintable():
             self.problem("holds control characters or line ends", "write one line of plain text", key, index)
-        elif not value and self.defaults.get(key) not in ("", ()):
+        elif not value.strip() and self.defaults.get(key) not in ("", ()):
             self.problem("is empty", "write something", key, index)
         else:
             return value
@@ -271,7 +259,7 @@ class Table:
             return default
         return value
 
-    def texts(self, key: str) -> tuple[str, ...]:
+    def texts(self, key: str, items_max: int = settings.LIST_ITEMS_MAX) -> tuple[str, ...]:
         """Those items of a list that are fit; the others have been reported."""
         default = self.defaults[key]
         default = default if isinstance(default, tuple) else ()
@@ -286,14 +274,14 @@ class Table:
             )
             self.problem(f"is {_described(value)}", f"write a list: {key} = {shown}", key)
             return default
-        if len(value) > settings.LIST_ITEMS_MAX:
-            self.problem(f"has more than {settings.LIST_ITEMS_MAX} items", "write fewer", key)
+        if len(value) > items_max:
+            self.problem(f"has more than {items_max} items", "write fewer", key)
             return default
         items: list[str] = []
         for index, item in enumerate(value):
             if not isinstance(item, str):
                 self.problem(f"is {_described(item)}", 'write text in quotes: "…"', key, index)
-            elif item == "":
+            elif not item.strip():
                 self.problem("is empty", "write a name, or leave it out", key, index)
             elif item in items:
                 self.problem(f'names "{printable(item)}" twice', "write it once", key, index)
@@ -356,7 +344,7 @@ class Table:
                 self.report.problem(place, f"{key}.{shown} is {_described(below)}", f"write a table for each: [{key}.NAME]")
         return tables
 
-    def tables(self, key: str, kind: Sequence[Setting], example: str) -> Sequence[Table]:
+    def tables(self, key: str, kind: Sequence[Setting], example: str, items_max: int = settings.LIST_ITEMS_MAX) -> Sequence[Table]:
         """The tables of a list, written as [[…]] or as inline tables."""
         value = self._take(key) if key in self.defaults else self.values.get(key)
         self.taken.add(key)
@@ -365,8 +353,8 @@ class Table:
         if not isinstance(value, list):
             self.problem(f"is {_described(value)}", f"write {example}", key)
             return ()
-        if len(value) > settings.LIST_ITEMS_MAX:
-            self.problem(f"has more than {settings.LIST_ITEMS_MAX} items", "write fewer", key)
+        if len(value) > items_max:
+            self.problem(f"has more than {items_max} items", "write fewer", key)
             return ()
         tables = []
         for index, item in enumerate(value):

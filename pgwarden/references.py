@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hmac
-import os
 import re
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn
+
+from pgwarden.small_files import Unreadable, content
 
 SECRET_BYTES_MAX: Final = 8192  # libpq takes a password of any length, PgBouncer 1.18 one of 2047 bytes; tokens stay below 8 KB
 REMEDY: Final = 'write "env:NAME" or "file:PATH"'
@@ -95,21 +95,14 @@ def _from_file(name: str, folder: Path) -> Secret | BadReference:
     except RuntimeError:  # "~somebody", whom this system does not know
         return BadReference("names a file in the home of an unknown user", "write the whole path")
     shown = printable(str(path))
+    found = content(path, SECRET_BYTES_MAX + 2)  # and the end of its line
+    if isinstance(found, Unreadable):
+        remedy = f"make {shown} with mode 0600" if found.missing else "name a file with one line of text"
+        return BadReference(f"names the file {shown}, {found.reason}", remedy)
+    if found.mode & 0o077:
+        return BadReference(f"names the file {shown}, which others may read (mode {found.mode:04o})", f"run: chmod 600 {shown}")
     try:
-        # Not to wait for a writer when the path is a FIFO.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        return BadReference(f"names the file {shown}, which cannot be read: {reason_of(error)}", f"make {shown} with mode 0600")
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            return BadReference(f"names {shown}, which is not a regular file", "name a regular file")
-        if status.st_mode & 0o077:
-            mode = f"{stat.S_IMODE(status.st_mode):04o}"
-            return BadReference(f"names the file {shown}, which others may read (mode {mode})", f"run: chmod 600 {shown}")
-        content = file.read(SECRET_BYTES_MAX + 3)
-    try:
-        value = content.decode("utf-8")
+        value = found.data.decode("utf-8")
     except UnicodeDecodeError:
         return BadReference(f"names the file {shown}, which is not UTF-8 text", "store the secret as one line of UTF-8 text")
     # Editors and `echo` end a line; a secret does not hold the end of its line.
@@ -129,11 +122,6 @@ def _checked(value: str, source: str, place: str) -> Secret | BadReference:
     if length > SECRET_BYTES_MAX:
         return BadReference(f"names {place}, which holds more than {SECRET_BYTES_MAX} bytes", "name the secret, not a larger file")
     return Secret(value, source)
-
-
-def reason_of(error: OSError) -> str:
-    """The operating system's words, without the path that we print ourselves."""
-    return (error.strerror or type(error).__name__).lower()
 
 
 def printable(text: str, characters_max: int = 200) -> str:

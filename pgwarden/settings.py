@@ -18,7 +18,7 @@ PATH_CHARACTERS_MAX: Final = 4096  # PATH_MAX of Linux
 LIST_ITEMS_MAX: Final = 1000
 SECONDS_MAX: Final = 10 * 365 * 86400
 
-NAME_CHARACTERS_MAX: Final = 63  # as PostgreSQL's own names (NAMEDATALEN - 1)
+NAME_BYTES_MAX: Final = 63  # as PostgreSQL's own names (NAMEDATALEN - 1)
 SOCKET_PATH_BYTES_MAX: Final = 107  # sun_path of unix(7), less its terminating zero
 SOCKET_FILE: Final = "run/gateway.sock"
 

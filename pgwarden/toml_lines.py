@@ -12,6 +12,7 @@ Place: TypeAlias = tuple[str | int, ...]
 
 _SPACE: Final = re.compile(r"[ \t]*")
 _BLANK: Final = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
+_HEADER_END: Final = re.compile(r"\]{1,2}")
 _LINE_REST: Final = re.compile(r"[^\n]*\n?")
 _SCALAR: Final = re.compile(r"[^,\]}#\n]+")
 _KEY_PART: Final = re.compile(r"""[A-Za-z0-9_-]+|"(?:[^"\\\n]|\\.)*"|'[^'\n]*'""")
@@ -60,7 +61,7 @@ class _Scanner:
         opening = 2 if self.text.startswith("[[", self.at) else 1
         self.at += opening
         *parents, name = self.key()
-        self.at += opening
+        self.take(_HEADER_END)
         table: Place = ()
         for part in parents:
             table = self.latest((*table, part))

@@ -1,0 +1,50 @@
+"""A path and a limit -> the bytes of a regular file, or why there are none."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    data: bytes
+    mode: int  # permission bits
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    reason: str  # goes after the file's name: "which cannot be read: permission denied"
+    missing: bool = False
+
+
+def content(path: Path, bytes_max: int) -> Content | Unreadable:
+    """Never waits: a FIFO, a device and a folder are refused."""
+    try:
+        # Not to wait for a writer when the path is a FIFO.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        return Unreadable(f"which cannot be read: {reason_of(error)}", isinstance(error, FileNotFoundError))
+    except ValueError:
+        return Unreadable("which cannot be read: the path holds a zero byte")
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            return Unreadable("which is not a regular file")
+        data = b""
+        while len(data) <= bytes_max and (more := os.read(descriptor, bytes_max + 1 - len(data))):
+            data += more
+    except OSError as error:
+        return Unreadable(f"which cannot be read: {reason_of(error)}")
+    finally:
+        os.close(descriptor)
+    if len(data) > bytes_max:
+        return Unreadable(f"which is larger than {bytes_max} bytes")
+    return Content(data, stat.S_IMODE(status.st_mode))
+
+
+def reason_of(error: OSError) -> str:
+    """The operating system's words, without the path that we print ourselves."""
+    return (error.strerror or type(error).__name__).lower()
