@@ -1,0 +1,317 @@
+"""The API over HTTP, and its answers as types. The only module here that opens a socket."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Generic, TypeVar
+from urllib.parse import quote
+
+import httpx
+import msgspec
+
+from dashboards.settings import KEY_FILE_VARIABLE, Settings, SettingsRefused, operator_key
+
+# Answers are read by name; fields that this dashboard does not know are passed over, so that an API may grow before it does.
+
+
+class Rule(msgspec.Struct, frozen=True):
+    schema: str
+    tables: tuple[str, ...]
+    operations: tuple[str, ...]
+
+
+class Scope(msgspec.Struct, frozen=True):
+    connection: str
+    rules: tuple[Rule, ...] = ()
+    functions: tuple[str, ...] = ()
+    channels: tuple[str, ...] = ()
+    introspection: bool = False
+
+
+class Grant(msgspec.Struct, frozen=True):
+    grant: str
+    agent: str
+    scope: Scope
+    state: str  # requested | approved | denied | revoked | expired
+    reason: str = ""
+    seconds: int = 0  # life from approval; 0 = until revoked
+    requested_by: str = ""
+    requested_at: datetime | None = None
+    approver: str | None = None
+    approved_at: datetime | None = None
+    expires_at: datetime | None = None
+
+
+class Agent(msgspec.Struct, frozen=True):
+    agent: str
+    state: str  # active | revoked | retired
+    description: str = ""
+    owner: str = ""
+    issuer: str = ""
+    client: str = ""
+    subject: str = ""
+    key_id: str = ""
+    registered_at: datetime | None = None
+    state_at: datetime | None = None
+    state_by: str = ""
+    state_reason: str = ""
+    last_seen_at: datetime | None = None
+    live_sessions: int = 0
+    statements: int = 0
+    denied: int = 0
+
+
+class Session(msgspec.Struct, frozen=True):
+    session: str
+    agent: str
+    connection: str = ""
+    client: str = ""
+    state: str = ""  # idle | active | in transaction; of a live one
+    opened_at: datetime | None = None
+    closed_at: datetime | None = None
+    close_reason: str = ""
+    statements: int = 0
+    denied: int = 0
+    task: str = ""
+    invocation: str = ""
+    on_behalf_of: str = ""
+    database: str = ""
+    backend_pid: int = 0
+    method: str = ""
+    tls: str = ""
+    application_name: str = ""
+    kill_cause: str | None = None
+    kill_requested_at: datetime | None = None
+    kill_decided_at: datetime | None = None
+    kill_client_closed_at: datetime | None = None
+    kill_backend_gone_at: datetime | None = None
+
+
+class Statement(msgspec.Struct, frozen=True):
+    at: datetime
+    session: str
+    agent: str
+    execution: int = 0
+    connection: str = ""
+    text: str = ""
+    text_mode: str = "full"
+    text_bytes: int = 0
+    fingerprint: str = ""
+    verbs: tuple[str, ...] = ()
+    relations: tuple[str, ...] = ()
+    functions: tuple[str, ...] = ()
+    decision: str = ""
+    rule: str = ""
+    reason: str = ""
+    outcome: str | None = None
+    sqlstate: str = ""
+    tag: str = ""
+    rows: int | None = None
+    bytes_in: int | None = None
+    bytes_out: int | None = None
+    duration_us: int | None = None
+    task: str = ""
+    invocation: str = ""
+    on_behalf_of: str = ""
+    client: str = ""
+    approvers: tuple[str, ...] = ()
+
+
+class Moment(msgspec.Struct, frozen=True):
+    """One entry of a session's timeline."""
+
+    at: datetime
+    kind: str
+    text: str = ""
+
+
+class Rate(msgspec.Struct, frozen=True):
+    minute_at: datetime
+    agent: str
+    statements: int = 0
+    denied: int = 0
+    errors: int = 0
+    rows: int = 0
+
+
+class Recording(msgspec.Struct, frozen=True):
+    available: bool
+    since_at: datetime | None = None
+    reason: str = ""
+    refused: int = 0
+
+
+class Health(msgspec.Struct, frozen=True):
+    status: str = ""
+    log: Recording | None = None
+
+
+T = TypeVar("T")
+
+
+class Page(msgspec.Struct, Generic[T], frozen=True):
+    items: tuple[T, ...]
+    next: str | None = None
+
+
+class ApiTrouble(Exception):
+    """What was asked for did not come. The sentence says why, `remedy` what to do; both are text like any other."""
+
+    def __init__(self, sentence: str, remedy: str = "") -> None:
+        super().__init__(sentence)
+        self.remedy = remedy
+
+
+class ApiUnreachable(ApiTrouble):
+    """No answer that can be used: nothing on the screen can be trusted to be current."""
+
+
+class ApiRefused(ApiTrouble):
+    """The API answered, and said no. The sentence is the API's own and says what to do."""
+
+
+class Client:
+    """One for the whole process; calls may overlap. A command that is repeated with the same `request` changes nothing."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._http = httpx.Client(
+            base_url=settings.api,
+            timeout=httpx.Timeout(settings.answer_seconds_max, connect=settings.connect_seconds_max),
+            trust_env=False,  # a proxy from the environment would see the operator key
+            follow_redirects=False,  # and so would the target of a redirect
+            limits=httpx.Limits(max_connections=16, max_keepalive_connections=4),
+        )
+
+    def close(self) -> None:
+        self._http.close()
+
+    # -- answers -----------------------------------------------------------------------------------------------------------------
+
+    def health(self) -> Health:
+        return self._get("/v1/health", {}, Health)
+
+    def agents(self) -> tuple[Agent, ...]:
+        return self._all("/v1/agents", {}, Page[Agent])
+
+    def grants(self) -> tuple[Grant, ...]:
+        return self._all("/v1/grants", {}, Page[Grant])
+
+    def sessions(self, *, agent: str = "", live: bool = False) -> Page[Session]:
+        return self._get("/v1/sessions", {"agent": agent, "live": "true" if live else ""}, Page[Session])
+
+    def session(self, session: str) -> Session:
+        return self._get(f"/v1/sessions/{quote(session, safe='')}", {}, Session)
+
+    def timeline(self, session: str) -> Page[Moment]:
+        return self._get(f"/v1/sessions/{quote(session, safe='')}/timeline", {}, Page[Moment])
+
+    def statements(self, filters: Mapping[str, str], limit: int, before: str = "") -> Page[Statement]:
+        return self._get("/v1/statements", {**filters, "limit": str(limit), "before": before}, Page[Statement])
+
+    def rates(self, minutes: int) -> tuple[Rate, ...]:
+        return self._all("/v1/rates", {"minutes": str(minutes)}, Page[Rate])
+
+    # -- commands ----------------------------------------------------------------------------------------------------------------
+
+    def revoke(self, agent: str, reason: str, request: str) -> None:
+        self._post(f"/v1/agents/{quote(agent, safe='')}/revoke", {"reason": reason}, request)
+
+    def reinstate(self, agent: str, reason: str, request: str) -> None:
+        self._post(f"/v1/agents/{quote(agent, safe='')}/reinstate", {"reason": reason}, request)
+
+    def approve(self, grant: str, request: str) -> None:
+        self._post(f"/v1/grants/{quote(grant, safe='')}/approve", {}, request)
+
+    def deny(self, grant: str, reason: str, request: str) -> None:
+        self._post(f"/v1/grants/{quote(grant, safe='')}/deny", {"reason": reason}, request)
+
+    # -- one request -------------------------------------------------------------------------------------------------------------
+
+    def _get(self, path: str, params: Mapping[str, str], kind: type[T]) -> T:
+        body = self._exchange("GET", path, params={name: value for name, value in params.items() if value})
+        try:
+            return msgspec.json.decode(body, type=kind)
+        except msgspec.MsgspecError as error:
+            # the error names the field and its type, never the value
+            raise ApiUnreachable(
+                f"The API's answer to {path.rpartition('/')[0] or path} is not what this dashboard expects ({error}).",
+                "Run the API and the dashboard from the same version of pgwarden.",
+            ) from error
+
+    def _all(self, path: str, params: Mapping[str, str], kind: type[Page[T]]) -> tuple[T, ...]:
+        items: list[T] = []
+        cursor: str | None = ""
+        for _ in range(_PAGES_MAX):
+            page = self._get(path, {**params, "before": cursor or ""}, kind)
+            items.extend(page.items)
+            cursor = page.next
+            if not cursor:
+                break
+        return tuple(items)
+
+    def _post(self, path: str, body: Mapping[str, str], request: str) -> None:
+        self._exchange("POST", path, json=body, headers={"Idempotency-Key": request})
+
+    def _exchange(
+        self,
+        method: str,
+        path: str,
+        params: Mapping[str, str] | None = None,
+        json: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> bytes:
+        try:
+            key = operator_key(self._settings.key_file)
+        except SettingsRefused as error:
+            raise ApiUnreachable("The dashboard has no operator key.", str(error)) from error
+        authorized = {**(headers or {}), "Authorization": f"Bearer {key}"}
+        try:
+            with self._http.stream(method, path, params=params, json=json, headers=authorized) as response:
+                body = bytearray()
+                for part in response.iter_bytes():
+                    body += part
+                    if len(body) > self._settings.answer_bytes_max:
+                        raise ApiUnreachable("The API's answer is too long to show.", "Narrow the search, or shorten the time.")
+        except httpx.TimeoutException as error:
+            raise ApiUnreachable(
+                f"The API at {self._settings.api} did not answer within {self._settings.answer_seconds_max:.0f} s.",
+                "Look at the terminal where `pgwarden api` runs; this page tries again by itself.",
+            ) from error
+        except httpx.TransportError as error:
+            raise ApiUnreachable(
+                f"The API at {self._settings.api} cannot be reached.",
+                "Start it with `pgwarden api` or `pgwarden up`; this page tries again by itself.",
+            ) from error
+        status = response.status_code
+        if status in (401, 429):  # 429: too many wrong keys from this address
+            raise ApiUnreachable(
+                "The API does not accept this dashboard's operator key.",
+                f"Put a key of an operator from the configuration into the file that {KEY_FILE_VARIABLE} names.",
+            )
+        if status >= 500:
+            raise ApiUnreachable(_sentence(bytes(body), status), "This page tries again by itself.")
+        if not 200 <= status < 300:
+            raise ApiRefused(_sentence(bytes(body), status))
+        return bytes(body)
+
+
+_PAGES_MAX = 20  # of agents or grants; a house with more needs a search, not a longer list
+
+
+class _Error(msgspec.Struct, frozen=True):
+    error: str
+
+
+def _sentence(body: bytes, status: int) -> str:
+    try:
+        return msgspec.json.decode(body, type=_Error).error[:1000]
+    except msgspec.MsgspecError:
+        return f"The API answered with status {status} and no reason: look at its terminal."
+
+
+def request_key() -> str:
+    """An Idempotency-Key. Made when a form is opened, so that pressing its button twice is one command."""
+    return f"dashboard-{secrets.token_hex(16)}"

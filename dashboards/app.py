@@ -1,0 +1,31 @@
+"""`streamlit run dashboards/app.py`, as launch.py does it: three pages over one API."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import streamlit as st
+
+from dashboards import agents, ledger, now, reach, statements
+from dashboards.settings import SettingsRefused
+
+FOLDER = Path(__file__).parent
+
+st.set_page_config(page_title="pgwarden", page_icon=FOLDER / "mark.svg", layout="wide")
+st.logo(FOLDER / "wordmark.svg", size="large")
+st.html(FOLDER / "style.css")
+
+pages = {
+    "now": st.Page(now.page, title="Now", url_path="now", default=True),
+    "agents": st.Page(agents.page, title="Agents", url_path="agents"),
+    "statements": st.Page(statements.page, title="Statements", url_path="statements"),
+}
+st.session_state["pages"] = pages
+chosen = st.navigation(list(pages.values()), position="top")
+try:
+    reach.chosen()
+except SettingsRefused as error:
+    ledger.banners([ledger.Banner("bad", "The dashboard cannot start.", str(error))], key="settings")
+else:
+    reach.watch()
+    chosen.run()

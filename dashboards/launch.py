@@ -1,0 +1,77 @@
+"""How Streamlit is started: each setting spelled out, so that no `.streamlit/config.toml` on the machine changes it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+APP: Final = Path(__file__).with_name("app.py")
+
+_FIXED: Final[Mapping[str, object]] = {
+    "server.headless": True,
+    "server.fileWatcherType": "none",
+    "server.runOnSave": False,
+    "server.enableXsrfProtection": True,
+    "server.xsrfCookieSameSite": "strict",
+    "server.enableCORS": True,  # the WebSocket's Origin must be ours
+    "server.enableStaticServing": False,
+    "server.enableAgentApi": False,  # else any program on this machine could press the buttons over plain HTTP
+    "server.maxUploadSize": 1,  # MB; nothing here takes a file
+    "server.maxMessageSize": 32,  # MB; twice the largest answer that we read
+    "browser.gatherUsageStats": False,
+    "client.toolbarMode": "minimal",
+    "client.showErrorDetails": "none",  # a traceback may hold event text; it goes to the terminal
+    "client.showErrorLinks": "false",
+    "client.showSidebarNavigation": False,  # app.py names the pages
+    "runner.magicEnabled": False,  # a bare expression is not a page element
+    "logger.level": "warning",
+    "theme.base": "light",
+    "theme.primaryColor": "#1d4e6b",
+    "theme.backgroundColor": "#fcfbf9",
+    "theme.secondaryBackgroundColor": "#f3f1ec",
+    "theme.textColor": "#1c2127",
+    "theme.borderColor": "#dedad2",
+    "theme.linkColor": "#1d4e6b",
+    "theme.codeBackgroundColor": "#f6f4ef",
+    "theme.baseFontSize": 14,
+    "theme.codeFontSize": "12.5px",
+    "theme.baseRadius": "4px",
+    "theme.buttonRadius": "4px",
+    "theme.showWidgetBorder": True,
+    "theme.headingFontSizes": ["1.5rem", "1.25rem", "1.05rem", "1rem", "0.95rem", "0.9rem"],
+    "theme.headingFontWeights": [650, 650, 650],
+    "theme.paddingTop": "1rem",
+    "theme.paddingBottom": "2rem",
+}
+
+
+def arguments(host: str, port: int, names: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """The command that serves the dashboard in the foreground. It holds no secret; see `environment`.
+
+    `names` are further host names under which browsers come, such as that of a proxy in front.
+    """
+    # A page of another site that rebinds its own name to 127.0.0.1 is refused by its Host header.
+    chosen = {"server.address": host, "server.port": port, "server.allowedHosts": sorted({host, "localhost", *names})}
+    return (
+        sys.executable,
+        "-m",
+        "streamlit",
+        "run",
+        str(APP),
+        *(f"--{name}={text}" for name, value in {**_FIXED, **chosen}.items() for text in _texts(value)),
+    )
+
+
+def environment(api: str, key_file: Path) -> Mapping[str, str]:
+    """What the process needs beside the caller's own environment."""
+    from_root = str(APP.parent.parent)
+    return {"PGWARDEN_API": api, "PGWARDEN_OPERATOR_KEY_FILE": str(key_file), "PYTHONPATH": from_root}
+
+
+def _texts(value: object) -> list[str]:
+    """A list is an option given several times."""
+    if isinstance(value, list):
+        return [text for item in value for text in _texts(item)]
+    return [str(value).lower() if isinstance(value, bool) else str(value)]

@@ -1,0 +1,201 @@
+"""Page "Now": who is connected, how fast, what was refused, and whether it is being recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import streamlit as st
+
+from dashboards import ledger, reach, statements
+from dashboards.api_client import ApiTrouble, Health, Rate, Session, Statement
+from dashboards.ledger import Bars, Column, Figure, Mark, Mono, Number, Row, Sql, Text, Time, Tone
+from dashboards.settings import DEFAULTS
+from dashboards.words import number, plural
+
+RATE_MINUTES: Final = 60
+
+_TONES: Final[dict[str, Tone]] = {"active": "good", "in transaction": "warn", "idle": "quiet"}
+
+
+def page() -> None:
+    _live()
+
+
+@st.fragment(run_every=DEFAULTS.refresh_seconds)
+def _live() -> None:
+    api, chosen = reach.client(), reach.chosen()
+    try:
+        health = api.health()
+        sessions = api.sessions(live=True).items[: chosen.sessions_max]
+        rates = api.rates(RATE_MINUTES)
+        refusals = api.statements({"decision": "deny"}, chosen.refusals_max).items
+    except ApiTrouble as error:
+        reach.trouble(error, "now")
+        return
+    now = datetime.now(UTC)
+    ledger.strip(figures(health, sessions, rates, now), key="figures")
+    left, right = st.columns([11, 9], gap="small")
+    with left:
+        pressed = ledger.table(
+            SESSION_COLUMNS,
+            [session_row(session) for session in sessions],
+            title="Live sessions",
+            key="sessions",
+            empty="No agent is connected. Connect one with psql to the gateway, with the agent's name as user and the connection's "
+            "name as database.",
+            height_pixels=322,
+            flash=True,
+        )
+        if pressed is not None:
+            statements.open_timeline(pressed.id)
+    with right:
+        pressed = ledger.table(
+            REFUSAL_COLUMNS,
+            [refusal_row(statement) for statement in refusals],
+            title="Refusals as they come",
+            key="refusals",
+            empty="Nothing was refused yet. A statement outside an agent's grants appears here with the reason.",
+            height_pixels=322,
+            flash=True,
+        )
+        if pressed is not None:
+            statements.open_timeline(statements.session_of(pressed.id))
+    ledger.table(
+        RATE_COLUMNS,
+        rate_rows(rates, now),
+        title="Statements per minute by agent",
+        key="rates",
+        empty=f"No statement in the last {RATE_MINUTES} minutes. Rates appear here with the first one.",
+    )
+
+
+SESSION_COLUMNS: Final = (
+    Column("Agent"),
+    Column("State", 116),
+    Column("Connection", 86),
+    Column("Client", 138, title="The client's address and port, as the gateway saw it"),
+    Column("Since (UTC)", 142),
+    Column("Statements", 84, "right"),
+    Column("Refused", 68, "right"),
+)
+
+REFUSAL_COLUMNS: Final = (Column("Time (UTC)", 142), Column("Agent", 100), Column("Statement"), Column("Why"))
+
+RATE_COLUMNS: Final = (
+    Column("Agent", 150),
+    Column(f"Last {RATE_MINUTES} minutes, newest on the right; refused in red; one scale for all agents"),
+    Column("This minute", 100, "right", "Statements in the minute that runs now"),
+    Column("Mean /min", 90, "right", f"Statements a minute over the last {RATE_MINUTES} minutes"),
+    Column("Peak /min", 90, "right"),
+    Column("Refused", 80, "right", f"Statements refused in the last {RATE_MINUTES} minutes"),
+    Column("Errors", 80, "right", f"Statements that PostgreSQL answered with an error in the last {RATE_MINUTES} minutes"),
+    Column("Rows /min", 100, "right"),
+)
+
+
+def figures(health: Health, sessions: Sequence[Session], rates: Sequence[Rate], now: datetime) -> list[Figure]:
+    """The strip of numbers. Rates are of the last whole minute: the one that runs now would always look too low."""
+    minute = now.replace(second=0, microsecond=0) - timedelta(minutes=1)
+    last = [rate for rate in rates if rate.minute_at == minute]
+    active = sum(session.state == "active" for session in sessions)
+    denied = sum(rate.denied for rate in last)
+    errors = sum(rate.errors for rate in last)
+    recorded = health.log is None or health.log.available
+    return [
+        Figure(
+            "Live sessions",
+            number(len(sessions)),
+            hint=f"{number(active)} active, {plural(len({s.agent for s in sessions}), 'agent')}",
+        ),
+        Figure("Statements", number(sum(rate.statements for rate in last)), "/min", "in the last whole minute"),
+        Figure("Refused", number(denied), "/min", "outside what was granted", "warn" if denied else ""),
+        Figure("Errors", number(errors), "/min", "answered by PostgreSQL", "warn" if errors else ""),
+        Figure("Rows", number(sum(rate.rows for rate in last)), "/min", "read and written"),
+        Figure(
+            "Recording",
+            "on" if recorded else "stopped",
+            hint="every statement is on disk" if recorded else "no statement is let through",
+            tone="good" if recorded else "bad",
+        ),
+    ]
+
+
+def session_row(session: Session) -> Row:
+    return Row(
+        id=session.session,
+        cells=(
+            Text(session.agent, "strong"),
+            Mark(session.state or "open", _TONES.get(session.state, "quiet")),
+            Text(session.connection),
+            Mono(session.client),
+            Time(session.opened_at),
+            Number(number(session.statements)),
+            Number(number(session.denied), "bad" if session.denied else "faint"),
+        ),
+        detail=statements.session_detail(session),
+    )
+
+
+def refusal_row(statement: Statement) -> Row:
+    return Row(
+        id=statements.statement_id(statement),
+        cells=(Time(statement.at), Text(statement.agent, "strong"), Sql(statement.text), Text(statement.reason)),
+        detail=statements.statement_detail(statement),
+    )
+
+
+@dataclass(slots=True)
+class _Minutes:
+    statements: list[int]
+    denied: list[int]
+    errors: int = 0
+    rows: int = 0
+
+
+def rate_rows(rates: Sequence[Rate], now: datetime) -> list[Row]:
+    """One row an agent, the busiest first."""
+    newest = now.replace(second=0, microsecond=0)
+    agents: dict[str, _Minutes] = {}
+    for rate in rates:
+        age = int((newest - rate.minute_at).total_seconds() // 60)
+        if not 0 <= age < RATE_MINUTES:
+            continue  # a minute that began after this page was asked for, or the one that just fell off
+        minutes = agents.setdefault(rate.agent, _Minutes([0] * RATE_MINUTES, [0] * RATE_MINUTES))
+        minutes.statements[RATE_MINUTES - 1 - age] += rate.statements
+        minutes.denied[RATE_MINUTES - 1 - age] += min(rate.denied, rate.statements)
+        minutes.errors += rate.errors
+        minutes.rows += rate.rows
+    maximum = max((max(minutes.statements) for minutes in agents.values()), default=0)
+    times = [(newest - timedelta(minutes=RATE_MINUTES - 1 - index)).strftime("%H:%M") for index in range(RATE_MINUTES)]
+    busiest = sorted(agents.items(), key=lambda item: (-sum(item[1].statements), item[0]))
+    return [_rate_row(agent, minutes, maximum, times) for agent, minutes in busiest]
+
+
+def _rate_row(agent: str, minutes: _Minutes, maximum: int, times: Sequence[str]) -> Row:
+    titles = tuple(
+        f"{time} UTC: {plural(count, 'statement')}, {number(denied)} refused"
+        for time, count, denied in zip(times, minutes.statements, minutes.denied, strict=True)
+    )
+    total, denied = sum(minutes.statements), sum(minutes.denied)
+    return Row(
+        id=agent,
+        cells=(
+            Text(agent, "strong"),
+            Bars(
+                tuple(minutes.statements),
+                tuple(minutes.denied),
+                titles,
+                maximum,
+                f"{agent}: {plural(total, 'statement')} in {len(times)} minutes, {number(denied)} refused",
+            ),
+            Number(number(minutes.statements[-1])),
+            Number(number(total / len(times))),
+            Number(number(max(minutes.statements))),
+            Number(number(denied), "bad" if denied else "faint"),
+            Number(number(minutes.errors), "warn" if minutes.errors else "faint"),
+            Number(number(minutes.rows / len(times))),
+        ),
+    )

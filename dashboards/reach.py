@@ -1,0 +1,69 @@
+"""The API as every page reaches it: one client for the process, and the banner for when there is nothing to trust on the screen."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from typing import Final
+
+import streamlit as st
+
+from dashboards import ledger
+from dashboards.api_client import ApiTrouble, Client, Health
+from dashboards.ledger import Banner
+from dashboards.settings import DEFAULTS, Settings, settings
+from dashboards.words import ago, plural, utc
+
+_SHOWN: Final = "reach.shown"  # the sentence of the outage that the banner shows, "" when there is none
+
+
+@st.cache_resource(show_spinner=False)
+def chosen() -> Settings:
+    """Raises:
+    SettingsRefused: The environment does not say how to reach the API.
+    """
+    return settings(os.environ)
+
+
+@st.cache_resource(show_spinner=False)
+def client() -> Client:
+    return Client(chosen())
+
+
+@st.fragment(run_every=DEFAULTS.refresh_seconds)
+def watch() -> None:
+    """The banner at the head of every page. When the API comes back, the page below is drawn anew."""
+    before = st.session_state.get(_SHOWN, "")
+    try:
+        health = client().health()
+    except ApiTrouble as error:
+        st.session_state[_SHOWN] = str(error)
+        ledger.banners([Banner("bad", str(error), error.remedy)], key="watch")
+        return
+    st.session_state[_SHOWN] = ""
+    ledger.banners(recording(health, datetime.now(UTC)), key="watch")
+    if before:
+        st.rerun()
+
+
+def trouble(error: ApiTrouble, key: str) -> None:
+    """Say what a page could not get, unless the banner above says the same."""
+    if st.session_state.get(_SHOWN, "") != str(error):
+        ledger.banners([Banner("bad", str(error), error.remedy)], key=f"trouble.{key}")
+
+
+def recording(health: Health, now: datetime) -> list[Banner]:
+    """What must be known about the record before anything below it is believed."""
+    banners: list[Banner] = []
+    if health.log is not None and not health.log.available:
+        since = f"Since {utc(health.log.since_at)} ({ago(health.log.since_at, now)}) " if health.log.since_at else "Now "
+        refused = f"{plural(health.log.refused, 'statement')} so far. " if health.log.refused else ""
+        banners.append(
+            Banner(
+                "bad",
+                "Nothing can be recorded, so nothing is let through.",
+                f"{since}the log takes no records ({health.log.reason or 'no reason given'}); every statement is refused. {refused}"
+                "Make room or repair the disk that holds the log; pgwarden goes on by itself.",
+            )
+        )
+    return banners

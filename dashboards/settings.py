@@ -1,0 +1,74 @@
+"""What the dashboard is told from outside, and its limits."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+API_VARIABLE = "PGWARDEN_API"
+KEY_FILE_VARIABLE = "PGWARDEN_OPERATOR_KEY_FILE"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    api: str = "http://127.0.0.1:8470"  # base URL of the API
+    key_file: Path | None = None  # holds the operator key; 0600
+    connect_seconds_max: float = 1.0  # the API is on this machine: a slower answer is an outage worth showing
+    answer_seconds_max: float = 5.0  # one answer; the API's own cap on a query is shorter
+    answer_bytes_max: int = 16 * 2**20  # one answer; Streamlit's own limit for a message to a browser is 200 MB
+    refresh_seconds: float = 2.0  # page "Now"
+    page_rows: int = 50  # statements on one page
+    refusals_max: int = 20  # on page "Now"
+    sessions_max: int = 200  # on page "Now"
+    timeline_entries_max: int = 1000  # of one session
+    unused_days: int = 30  # an agent not seen for longer is shown as long unused
+
+
+DEFAULTS: Final = Settings()
+
+
+class SettingsRefused(Exception):
+    """The environment does not say how to reach the API. The sentence says what to set."""
+
+
+def settings(environment: Mapping[str, str]) -> Settings:
+    """Read the two variables; the key file itself is read for each request, so that a replaced key works at once.
+
+    Raises:
+        SettingsRefused: A variable cannot be used.
+    """
+    api = environment.get(API_VARIABLE, DEFAULTS.api).rstrip("/")
+    parts = urlsplit(api)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
+        raise SettingsRefused(f"{API_VARIABLE} must be an address such as http://127.0.0.1:8470, without a user, key or query.")
+    if parts.scheme == "http" and parts.hostname not in ("127.0.0.1", "::1", "localhost"):
+        # the operator key travels with each request
+        raise SettingsRefused(f"{API_VARIABLE} leads off this machine in clear: use https://.")
+    name = environment.get(KEY_FILE_VARIABLE, "")
+    return Settings(api=api, key_file=Path(name) if name else None)
+
+
+def operator_key(file: Path | None) -> str:
+    """The key, for one request.
+
+    Raises:
+        SettingsRefused: There is none, or others on this machine can read it.
+    """
+    if file is None:
+        raise SettingsRefused(f"Set {KEY_FILE_VARIABLE} to a file that holds an operator key, readable by you alone.")
+    try:
+        with file.open("rb") as opened:
+            mode = stat.S_IMODE(file.stat().st_mode)
+            if mode & 0o077:
+                raise SettingsRefused(f"The operator key file is readable by others (mode {mode:04o}): chmod 600 it.")
+            key = opened.read(4097)
+    except OSError as error:
+        raise SettingsRefused(f"The operator key file cannot be read ({error.strerror}): see {KEY_FILE_VARIABLE}.") from error
+    text = key.decode("ascii", "replace").strip()
+    if not text or len(key) > 4096 or not text.isascii() or not text.isprintable():
+        raise SettingsRefused("The operator key file does not hold a key: write the key that was printed once, and nothing else.")
+    return text
