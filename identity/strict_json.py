@@ -20,7 +20,10 @@ class _Ambiguous(ValueError):
 
 
 def json_object(data: bytes) -> Object | Refusal:
-    """Refuses what RFC 8259 leaves to the reader: a member named twice, NaN, lone surrogates, and anything but UTF-8."""
+    """Refuses what RFC 8259 leaves to the reader: a member named twice, NaN, lone surrogates, and anything but UTF-8.
+
+    A refusal's reason ends a sentence that begins with "The document is".
+    """
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=_members, parse_constant=_constant)
         if not isinstance(value, dict):
@@ -39,14 +42,14 @@ def _members(pairs: list[tuple[str, object]]) -> dict[str, object]:
     members = dict(pairs)
     if len(members) != len(pairs):
         # RFC 7519 §4: names must be unique. The issuer's library and ours could each take a different one.
-        raise _Ambiguous("a JSON member is named twice")
+        raise _Ambiguous("JSON in which a member is named twice")
     for name in members:
         name.encode("utf-8")
     return members
 
 
 def _constant(_: str) -> object:
-    raise _Ambiguous("NaN and Infinity are not JSON")
+    raise _Ambiguous("JSON with NaN or Infinity, which are none")
 
 
 def _frozen(value: object, depth: int) -> Json:

@@ -252,7 +252,7 @@ def oidc_provider(**changes: object) -> dict[str, object]:
 
 
 def agents(*registered: tuple[str, str, str]) -> Any:
-    """`agent_of` over (agent, client, pinned subject), as the registry keeps it; the issuer is part of no test that does not say so."""
+    """`agent_of` over (agent, client, pinned subject), matching as the registry does."""
 
     def agent_of(issuer: str, client: str, subject: str) -> str | None:
         found = [name for name, of_client, pin in registered if of_client == client and pin in ("", subject)]
