@@ -148,7 +148,7 @@ def _syntax(message: str, text: str) -> tuple[int, str, str]:
         )
     if reason == "Cannot overwrite a value":
         return line, "a setting or table of this name was already written above", "write each setting once"
-    if reason == "Invalid value":
+    if reason == "Invalid value" and match["line"]:
         return line, "the value is not valid TOML", 'write text in quotes: name = "value"'
     if "inline table" in reason or (0 < line <= text.count("\n") + 1 and "{" in text.split("\n")[line - 1]):
         return line, f"not valid TOML: {printable(reason).lower()}", "keep all that stands between { and } on one line"
@@ -208,7 +208,7 @@ class Table:
         self, value: str, key: str, index: int | None = None, characters_max: int = settings.TEXT_CHARACTERS_MAX
     ) -> str | None:
         """`value` where it is fit to be stored and shown, else None."""
-        if placeholder := _PLACEHOLDER.fullmatch(value):
+        if (placeholder := _PLACEHOLDER.fullmatch(value)) and self.units[key] not in settings.UNITS_NEVER_SHOWN:
             what = printable(placeholder["what"])
             self.problem("still holds the placeholder of pgwarden init", f"write {what}", key, index)
         elif len(value) > characters_max:

@@ -22,6 +22,8 @@ NAME_BYTES_MAX: Final = 63  # as PostgreSQL's own names (NAMEDATALEN - 1)
 SOCKET_PATH_BYTES_MAX: Final = 107  # sun_path of unix(7), less its terminating zero
 SOCKET_FILE: Final = "run/gateway.sock"
 
+UNITS_NEVER_SHOWN: Final = frozenset({"reference", "verifier", "hex"})  # somebody may have written the secret itself
+
 
 @dataclass(frozen=True, slots=True)
 class Setting:
