@@ -1,0 +1,115 @@
+"""The gateway's own connection to each Postgres: who runs there, ending a backend, and the functions that users defined."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, LiteralString
+
+import psycopg
+
+from gateway.settings import GatewaySettings
+from gateway.upstream import Target
+
+_BACKEND_START: LiteralString = "SELECT backend_start FROM pg_catalog.pg_stat_activity WHERE pid OPERATOR(pg_catalog.=) %s"
+_ALIVE: LiteralString = (
+    "SELECT 1 FROM pg_catalog.pg_stat_activity WHERE pid OPERATOR(pg_catalog.=) %s AND backend_start OPERATOR(pg_catalog.=) %s"
+)
+# The pid alone may belong to somebody else by now: together with its start it is the backend that we mean, or nobody.
+_TERMINATE: LiteralString = (
+    "SELECT pg_catalog.pg_cancel_backend(pid), pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity"
+    " WHERE pid OPERATOR(pg_catalog.=) %s AND backend_start OPERATOR(pg_catalog.=) %s"
+)
+# `o.f` calls f(o) where o has no column f: every function of one argument that PostgreSQL did not bring may be called that way.
+_CALLABLE: LiteralString = (
+    "SELECT DISTINCT p.proname::pg_catalog.text FROM pg_catalog.pg_proc p"
+    " JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) p.pronamespace"
+    " WHERE n.nspname OPERATOR(pg_catalog.<>) 'pg_catalog' AND n.nspname OPERATOR(pg_catalog.<>) 'information_schema'"
+    " AND p.pronargs OPERATOR(pg_catalog.>=) 1"
+)
+
+
+class ControlFailed(Exception):
+    """The control connection could not answer."""
+
+
+class Control:
+    """One connection, used by one request at a time, made anew when it breaks. Held open, so that a kill needs no free slot."""
+
+    def __init__(self, target: Target, sslmode: str, root_certificate: str, settings: GatewaySettings) -> None:
+        self._target = target
+        self._sslmode = sslmode
+        self._root_certificate = root_certificate
+        self._settings = settings
+        self._lock = asyncio.Lock()
+        self._connection: psycopg.AsyncConnection[Any] | None = None
+
+    async def backend_start_us(self, pid: int) -> int:
+        """Raises ControlFailed, also when there is no such backend."""
+        rows = await self._rows(_BACKEND_START, (pid,))
+        if not rows or not isinstance(rows[0][0], datetime):
+            raise ControlFailed(f"no backend has pid {pid}")
+        return _microseconds(rows[0][0])
+
+    async def alive(self, pid: int, backend_start_us: int) -> bool:
+        return bool(await self._rows(_ALIVE, (pid, _timestamp(backend_start_us))))
+
+    async def terminate(self, pid: int, backend_start_us: int) -> None:
+        """Cancel and terminate; a backend that is gone already is no error."""
+        await self._rows(_TERMINATE, (pid, _timestamp(backend_start_us)))
+
+    async def callable_names(self) -> frozenset[str]:
+        return frozenset(str(row[0]) for row in await self._rows(_CALLABLE, ()))
+
+    async def close(self) -> None:
+        async with self._lock:
+            await self._drop()
+
+    async def _rows(self, query: LiteralString, parameters: Sequence[object]) -> list[tuple[object, ...]]:
+        async with self._lock:
+            for attempt in (1, 2):
+                try:
+                    async with asyncio.timeout(self._settings.upstream_connect_seconds_max):
+                        connection = await self._connected()
+                        cursor = await connection.execute(query, parameters)
+                        return list(await cursor.fetchall())
+                except (psycopg.Error, OSError, TimeoutError) as error:
+                    await self._drop()
+                    if attempt == 2:
+                        raise ControlFailed(f"{self._target.name}: {type(error).__name__}") from error
+        raise AssertionError
+
+    async def _connected(self) -> psycopg.AsyncConnection[Any]:
+        if self._connection is None:
+            self._connection = await psycopg.AsyncConnection.connect(
+                host=self._target.host,
+                port=self._target.port,
+                dbname=self._target.database,
+                user=self._target.role,
+                password=self._target.password(),
+                sslmode=self._sslmode,
+                sslrootcert=self._root_certificate or None,
+                application_name="pgwarden/control",
+                options="-c search_path=pg_catalog,pg_temp -c statement_timeout=5000",
+                autocommit=True,
+                connect_timeout=max(2, int(self._settings.upstream_connect_seconds_max)),
+            )
+        return self._connection
+
+    async def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(psycopg.Error, OSError):
+                await connection.close()
+
+
+def _timestamp(us: int) -> datetime:
+    seconds, rest = divmod(us, 1_000_000)
+    return datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest)
+
+
+def _microseconds(moment: datetime) -> int:
+    whole = moment.astimezone(UTC)
+    return int(whole.replace(microsecond=0).timestamp()) * 1_000_000 + whole.microsecond

@@ -1,0 +1,758 @@
+"""One client's conversation after its login, without I/O: bytes in, commands out, in the order in which they must happen.
+
+A client's message becomes a statement, the statement a decision, the decision an event, and only then do the bytes go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+from gateway.settings import Durability, GatewaySettings
+from gateway.wire import messages
+from gateway.wire.messages import Error, ProtocolViolation, c_string
+from gateway.wire.tracker import Execution, Portal, Tracker, TrackLost
+from identity.scope import Allow, Authority, Deny, decide
+from ingest.events import (
+    Outcome,
+    StatementDefined,
+    StatementDenied,
+    StatementEvent,
+    StatementFinished,
+    StatementParameters,
+    StatementStarted,
+)
+from ingest.sql import Script, Statement, Unparsable, relation_names
+
+# -- commands: what the conversation asks of its shell -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Take this fact. `urgent` ones are wanted on disk now, the others within the recorder's linger."""
+
+    event: StatementEvent
+    urgent: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ToServer:
+    """Forward, and if `held` only once every fact recorded before is on disk. What follows waits behind it."""
+
+    data: bytes
+    held: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ToClient:
+    data: bytes
+    held: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Analyze:
+    """Parse this long text elsewhere, call `analyzed`, and read nothing more from the client until then."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """The conversation cannot go on: send this error, if any, and end both sides."""
+
+    error: Error | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """Something got round the gateway: end the backend and prove it."""
+
+    cause: str
+    reason: str
+
+
+Command: TypeAlias = Record | ToServer | ToClient | Analyze | Close | Kill
+
+
+@dataclass(slots=True, eq=False)
+class KnownText:
+    """A text of this session, numbered, with the verdict on it and the epoch of the authority that gave it."""
+
+    number: int
+    statement: Statement | None  # None where one verdict stands for a whole string that is refused
+    verdict: Allow | Deny
+    epoch: int
+
+
+@dataclass(slots=True, eq=False)
+class KnownScript:
+    """A query string of this session and its statements, each with its number."""
+
+    whole: KnownText  # of one statement: the same as its only part
+    parts: tuple[KnownText, ...]
+    fingerprint: str
+    defined: bool = False
+    whole_defined: bool = False
+
+
+# Frontend message types, manual 54.7
+_QUERY: Final = ord("Q")
+_PARSE: Final = ord("P")
+_BIND: Final = ord("B")
+_DESCRIBE: Final = ord("D")
+_EXECUTE: Final = ord("E")
+_CLOSE: Final = ord("C")
+_SYNC: Final = ord("S")
+_FLUSH: Final = ord("H")
+_COPY_DATA: Final = ord("d")
+_COPY_DONE: Final = ord("c")
+_COPY_FAIL: Final = ord("f")
+_FUNCTION_CALL: Final = ord("F")
+_TERMINATE: Final = ord("X")
+
+# Backend message types whose bodies matter here; all others are passed on by their headers alone
+_COMMAND_COMPLETE: Final = ord("C")
+_ERROR_RESPONSE: Final = ord("E")
+_READY_FOR_QUERY: Final = ord("Z")
+_PARAMETER_STATUS: Final = ord("S")
+_DATA_ROW: Final = ord("D")
+_WHOLE: Final = frozenset(b"CEZS")
+_SERVER_BODY_MAX: Final = 2**20  # of those that are read whole
+
+_BIND_NAMES_MAX: Final = 5 + 2 * 64
+_OUTSIDE_COPY: Final = frozenset(b"QPBDECHSF")
+
+
+class Session:
+    """Feed it both directions; carry out the commands in order. One instance a client connection."""
+
+    def __init__(
+        self,
+        authority: Authority,
+        epoch: int,
+        durability: Durability,
+        settings: GatewaySettings,
+        analyze: Callable[[str], Script | Unparsable | None],
+        callable_names: Callable[[], frozenset[str]],
+        watched: dict[str, str],
+    ) -> None:
+        """`analyze` returns None for a text that is too long to parse here. `watched`: session parameters that must not change."""
+        self._authority = authority
+        self._epoch = epoch
+        self._durability = durability
+        self._settings = settings
+        self._analyze = analyze
+        self._callable_names = callable_names
+        self._watched = watched
+        self.recording_reason = ""  # why no statement can be recorded now; "" when all is well
+        self.tracker: Tracker[KnownText] = Tracker(self._finished)
+        self.executions = 0
+        self.denied = 0
+        self.unrecorded = 0  # statements refused because they could not be recorded
+        self.closed = False
+        self._scripts: dict[str, KnownScript] = {}
+        self._texts = 0
+        self._refusals = 0
+        self._refused = False  # the client's messages are dropped up to its Sync
+        self._commands: list[Command] = []
+        self._out: list[bytes] = []
+        self._hold = False
+        self._now_us = 0
+        self._mono_us = 0
+        self._from_client = b""
+        self._client_skip = 0  # bytes of a message that is passed on as it comes
+        self._client_drop = 0  # bytes of a message that is dropped as it comes
+        self._stalled = ""  # the text that is being parsed elsewhere
+        self._analyzed: dict[str, Script | Unparsable] = {}
+        self._from_server = b""
+        self._server_skip = 0
+
+    # -- authority -------------------------------------------------------------------------------------------------------------
+
+    def authorize(self, authority: Authority, epoch: int) -> None:
+        """From now on statements are held against this authority; what was prepared before is decided anew when it is used."""
+        self._authority = authority
+        self._epoch = epoch
+        self._scripts.clear()
+
+    @property
+    def state(self) -> str:
+        if self.tracker.busy:
+            return "active"
+        return "idle" if self.tracker.transaction == "I" else "in transaction"
+
+    # -- client to server ------------------------------------------------------------------------------------------------------
+
+    def from_client(self, data: bytes, now_us: int, mono_us: int) -> list[Command]:
+        self._now_us, self._mono_us = now_us, mono_us
+        commands: list[Command] = []
+        self._commands = commands
+        if self.closed:
+            return commands
+        self._from_client = self._from_client + data if self._from_client else data
+        if self._stalled:
+            return commands
+        try:
+            self._read_client()
+        except ProtocolViolation as violation:
+            self._flush_to_server()
+            self._end(Error("08P01", f"protocol violation: {violation}", fatal=True), "protocol")
+        return commands
+
+    def analyzed(self, script: Script | Unparsable, now_us: int, mono_us: int) -> list[Command]:
+        """The answer to Analyze."""
+        if self._stalled:
+            self._analyzed[self._stalled] = script
+            self._stalled = ""
+        return self.from_client(b"", now_us, mono_us)
+
+    def _read_client(self) -> None:
+        buffer = self._from_client
+        size = len(buffer)
+        at = 0  # everything before it is done
+        start = 0  # everything from here to `at` is to be forwarded as it stands
+        settings = self._settings
+        while at < size:
+            if self._client_skip:
+                step = min(self._client_skip, size - at)
+                self._client_skip -= step
+                at += step
+                continue
+            if self._client_drop:
+                step = min(self._client_drop, size - at)
+                self._client_drop -= step
+                self._take(buffer, start, at)
+                at += step
+                start = at
+                continue
+            if size - at < 5:
+                break
+            kind = buffer[at]
+            length = int.from_bytes(buffer[at + 1 : at + 5], "big")
+            if length < 4 or length > settings.message_bytes_max:
+                raise ProtocolViolation(f"message of type {chr(kind)!a} has an impossible length")
+            end = at + 1 + length
+
+            if kind == _COPY_DATA:
+                execution = self.tracker.running()
+                if execution is not None:
+                    execution.bytes_in += length - 4
+                if self._refused:
+                    self._client_drop = end - at
+                else:
+                    self._client_skip = end - at
+                continue
+
+            if kind in (_QUERY, _PARSE) and length > settings.statement_bytes_max + 4096:
+                self._take(buffer, start, at)
+                start = at
+                if not self._refused:
+                    limit = f"a statement may have {settings.statement_bytes_max} bytes at most: send it in parts"
+                    self._replace(self._denied_text("", length, Deny("54000", "limit", limit)), extended=kind == _PARSE)
+                self._client_drop = end - at
+                continue
+
+            if kind == _BIND and not self._refused:
+                # The names stand at the front; the values may be as large as Postgres allows and are not kept.
+                wanted = (
+                    end
+                    if settings.parameters and length <= settings.parameters_recorded_bytes_max
+                    else min(end, at + _BIND_NAMES_MAX)
+                )
+                if size < wanted:
+                    break
+                refusal = self._bind(buffer[at + 5 : wanted], length)
+                if refusal is not None:
+                    self._take(buffer, start, at)
+                    start = at
+                    self._replace(refusal, extended=True)
+                    self._client_drop = end - at
+                else:
+                    self._client_skip = end - at
+                continue
+
+            if kind == _FUNCTION_CALL:
+                self._take(buffer, start, at)
+                start = at
+                if not self._refused:
+                    fast_path = "function calls by the fast path carry no SQL text and are refused: call the function with SELECT"
+                    self._replace(self._denied_text("", length, Deny("42501", "fast path", fast_path)), extended=False)
+                self._client_drop = end - at
+                continue
+
+            if kind not in (_QUERY, _PARSE, _BIND) and length > settings.control_bytes_max:
+                raise ProtocolViolation(f"message of type {chr(kind)!a} is longer than {settings.control_bytes_max} bytes")
+            if end > size:
+                break
+            if kind == _SYNC:
+                self._refused = False
+                self.tracker.sent_sync()
+            elif kind == _FLUSH:
+                pass
+            elif kind == _TERMINATE:
+                self._take(buffer, start, end)
+                self._flush_to_server()
+                self._end(None, "client")
+                return
+            elif self._refused:
+                # The server would pass over it up to the next Sync: what was not decided never reaches it.
+                self._take(buffer, start, at)
+                start = end
+                at = end
+                continue
+            else:
+                if len(self.tracker) >= settings.pipeline_max:
+                    raise ProtocolViolation(f"more than {settings.pipeline_max} messages wait for an answer")
+                body = buffer[at + 5 : end]
+                verdict = self._decided(kind, body)
+                if verdict is None:  # parsed elsewhere
+                    break
+                if isinstance(verdict, Deny):
+                    self._take(buffer, start, at)
+                    start = end
+                    self._replace(verdict, extended=kind != _QUERY)
+            at = end
+        self._take(buffer, start, at)
+        self._from_client = buffer[at:]
+        self._flush_to_server()
+
+    def _decided(self, kind: int, body: bytes) -> bool | Deny | None:
+        """True: forward it. Deny: recorded, replace it. None: come again once `analyzed` was called."""
+        if kind == _QUERY:
+            return self._query(body)
+        if kind == _PARSE:
+            return self._parse(body)
+        if kind == _EXECUTE:
+            return self._execute(body)
+        if kind == _DESCRIBE:
+            if body[:1] == b"S" and body[1:-1] not in self.tracker.statements:
+                return self._denied(_no_such_statement(body[1:-1]), 0)
+            self.tracker.sent_describe()
+            return True
+        if kind == _CLOSE:
+            name, _ = c_string(body, 1)
+            if body[:1] == b"S":
+                self.tracker.sent_close_statement(name)
+            elif body[:1] == b"P":
+                self.tracker.sent_close_portal(name)
+            else:
+                raise ProtocolViolation("malformed Close")
+            return True
+        if kind in (_COPY_DONE, _COPY_FAIL):
+            self.tracker.sent_copy_end()
+            return True
+        raise ProtocolViolation(f"message type {chr(kind)!a} is not known here")
+
+    def _query(self, body: bytes) -> bool | Deny | None:
+        text = _text(body[:-1]) if body[-1:] == b"\0" and b"\0" not in body[:-1] else None
+        if text is None:
+            raise ProtocolViolation("a Query holds one string, in UTF-8, with one zero byte at its end")
+        known = self._known(text)
+        if known is None:
+            return None
+        refusal = self._unrecordable() or (known.whole.verdict if isinstance(known.whole.verdict, Deny) else None)
+        if refusal is not None:
+            return self._denied_text(text, len(body) - 1, refusal, known)
+        self._define(known, text)
+        self.tracker.sent_query([self._started(part) for part in known.parts])
+        return True
+
+    def _parse(self, body: bytes) -> bool | Deny | None:
+        name, at = c_string(body, 0)
+        text_bytes, at = c_string(body, at)
+        text = _text(text_bytes)
+        if text is None:
+            raise ProtocolViolation("the text of a Parse is not UTF-8")
+        if len(name) > self._settings.name_bytes_max:
+            limit = f"a prepared statement's name may have {self._settings.name_bytes_max} bytes at most"
+            return self._denied(Deny("42622", "limit", limit), 0)
+        if name not in self.tracker.statements and len(self.tracker.statements) >= self._settings.prepared_max:
+            limit = f"a session may hold {self._settings.prepared_max} prepared statements: close some"
+            return self._denied(Deny("54000", "limit", limit), 0)
+        known = self._known(text)
+        if known is None:
+            return None
+        refusal = self._unrecordable() or (known.whole.verdict if isinstance(known.whole.verdict, Deny) else None)
+        if refusal is None and len(known.parts) > 1:
+            refusal = Deny("42601", "one statement", "cannot insert multiple commands into a prepared statement")
+        if refusal is not None:
+            return self._denied_text(text, len(text_bytes), refusal, known)
+        self._define(known, text)
+        self.tracker.sent_parse(name, known.parts[0])
+        return True
+
+    def _bind(self, front: bytes, length: int) -> Deny | None:
+        portal_name, at = c_string(front, 0)
+        statement_name, at = c_string(front, at)
+        known = self.tracker.statements.get(statement_name)
+        if known is None:
+            return self._denied(_no_such_statement(statement_name), 0)
+        if len(portal_name) > self._settings.name_bytes_max:
+            limit = f"a portal's name may have {self._settings.name_bytes_max} bytes at most"
+            return self._denied(Deny("42622", "limit", limit), known.number)
+        refusal = self._redecided(known)
+        if refusal is not None:
+            return self._denied(refusal, known.number)
+        values: tuple[str | None, ...] = ()
+        if self._settings.parameters and length <= self._settings.parameters_recorded_bytes_max:
+            values = messages.bind_parameters(front, at)
+        self.tracker.sent_bind(portal_name, Portal(known, values, length - 4 - at))
+        return None
+
+    def _execute(self, body: bytes) -> bool | Deny:
+        name, _ = c_string(body, 0)
+        portal = self.tracker.portals.get(name)
+        if portal is None:
+            missing = "the portal does not exist: bind it first; use FETCH for a cursor that SQL declared"
+            return self._denied(Deny("34000", "portal", missing), 0)
+        refusal = self._unrecordable() or self._redecided(portal.text)
+        if refusal is not None:
+            return self._denied(refusal, portal.text.number)
+        if portal.suspended is not None:
+            execution = portal.suspended
+        else:
+            execution = self._started(portal.text)
+            execution.bytes_in += portal.bytes_in
+            if portal.parameters:
+                self._record(StatementParameters(execution.number, portal.parameters), urgent=False)
+        self.tracker.sent_execute(execution, portal)
+        return True
+
+    def _redecided(self, known: KnownText) -> Deny | None:
+        """A verdict holds for the authority that gave it; a grant may have been narrowed since."""
+        if known.epoch != self._epoch and known.statement is not None:
+            known.verdict = self._decide(known.statement)
+            known.epoch = self._epoch
+        return known.verdict if isinstance(known.verdict, Deny) else None
+
+    def _unrecordable(self) -> Deny | None:
+        if not self.recording_reason:
+            return None
+        self.unrecorded += 1
+        reason = f"statements cannot be recorded now ({self.recording_reason}), so none is forwarded: try again later"
+        return Deny("58030", "no audit, no query", reason)
+
+    # -- decisions and records -------------------------------------------------------------------------------------------------
+
+    def _known(self, text: str) -> KnownScript | None:
+        known = self._scripts.get(text)
+        if known is not None:
+            return known
+        script = self._analyzed.pop(text, None) or self._analyze(text)
+        if script is None:
+            self._stalled = text
+            self._commands.append(Analyze(text))
+            return None
+        if len(self._scripts) >= self._settings.session_texts_max:
+            self._scripts.clear()
+        known = self._judged(script, text)
+        by_name = any(part.statement is not None and part.statement.executes for part in known.parts)
+        if len(text) <= self._settings.script_cached_bytes_max and not by_name:  # a name may stand for another statement next time
+            self._scripts[text] = known
+        return known
+
+    def _judged(self, script: Script | Unparsable, text: str) -> KnownScript:
+        if isinstance(script, Unparsable):
+            self._texts += 1
+            verdict = Deny(script.sqlstate, "parse", script.message)
+            return KnownScript(KnownText(self._texts, None, verdict, self._epoch), (), "")
+        parts: list[KnownText] = []
+        refused: Deny | None = None
+        for statement in script.statements:
+            judged = self._decide(statement)
+            self._texts += 1
+            parts.append(KnownText(self._texts, statement, judged, self._epoch))
+            if isinstance(judged, Deny) and refused is None:
+                refused = judged
+        if not parts:  # an empty query is a statement too: it asks for an answer
+            self._texts += 1
+            parts.append(KnownText(self._texts, None, Allow("empty", ()), self._epoch))
+        if len(parts) == 1:
+            return KnownScript(parts[0], tuple(parts), script.fingerprint)
+        self._texts += 1
+        return KnownScript(KnownText(self._texts, None, refused or parts[0].verdict, self._epoch), tuple(parts), script.fingerprint)
+
+    def _decide(self, statement: Statement) -> Allow | Deny:
+        prepared: dict[str, Statement] = {}
+        if statement.executes:
+            found = self.tracker.statements.get(statement.executes.encode("utf-8"))
+            if found is not None and found.statement is not None:
+                prepared[statement.executes] = found.statement.prepared or found.statement
+        return decide(statement, self._authority, prepared, self._callable_names())
+
+    def _record(self, event: StatementEvent, *, urgent: bool) -> None:
+        self._commands.append(Record(event, urgent))
+
+    def _define(self, known: KnownScript, text: str) -> None:
+        if known.defined:
+            return
+        known.defined = known.whole_defined = True
+        encoded = text.encode("utf-8")
+        for part in known.parts:
+            if part.statement is None or len(known.parts) == 1:
+                self._define_text(part.number, text, len(encoded), part.statement, known.fingerprint)
+            else:
+                piece = encoded[part.statement.start : part.statement.end]
+                self._define_text(part.number, piece.decode("utf-8", "replace"), len(piece), part.statement, known.fingerprint)
+
+    def _define_text(self, number: int, text: str, text_bytes: int, statement: Statement | None, fingerprint: str) -> None:
+        full = self._settings.statement_text == "full"
+        self._record(
+            StatementDefined(
+                number,
+                text if full else "",
+                self._settings.statement_text,
+                text_bytes,
+                fingerprint,
+                (statement.verb,) if statement is not None else (),
+                relation_names(statement) if statement is not None else (),
+                tuple(f"{name.schema}.{name.name}" if name.schema else name.name for name in statement.functions)
+                if statement is not None
+                else (),
+            ),
+            urgent=False,
+        )
+
+    def _started(self, known: KnownText) -> Execution[KnownText]:
+        self.executions += 1
+        rule = known.verdict.rule
+        self._record(StatementStarted(self._now_us, self.executions, known.number, rule), urgent=self._durability == "strict")
+        self._hold = self._hold or self._durability == "strict"
+        return Execution(self.executions, known, self._mono_us)
+
+    def _finished(self, execution: Execution[KnownText], outcome: Outcome, sqlstate: str, tag: str) -> None:
+        self._record(
+            StatementFinished(
+                execution.number,
+                outcome,
+                sqlstate,
+                tag,
+                messages.rows_of_tag(tag) or execution.rows,
+                execution.bytes_in,
+                execution.bytes_out,
+                max(0, self._mono_us - execution.started_us),
+            ),
+            urgent=self._durability != "fast",
+        )
+
+    # -- refusals --------------------------------------------------------------------------------------------------------------
+
+    def _denied_text(self, text: str, text_bytes: int, deny: Deny, known: KnownScript | None = None) -> Deny:
+        if known is None:
+            self._texts += 1
+            self._define_text(self._texts, text, text_bytes, None, "")
+            return self._denied(deny, self._texts)
+        if not known.whole_defined:
+            known.whole_defined = True
+            self._define_text(known.whole.number, text, text_bytes, known.whole.statement, known.fingerprint)
+        return self._denied(deny, known.whole.number)
+
+    def _denied(self, deny: Deny, statement: int) -> Deny:
+        """Record the refusal; `statement` 0 where no text is known."""
+        self.executions += 1
+        self.denied += 1
+        self._record(
+            StatementDenied(self._now_us, self.executions, statement, deny.sqlstate, deny.rule, deny.reason),
+            urgent=self._durability != "fast",
+        )
+        self._hold = self._hold or self._durability == "strict"
+        return deny
+
+    def _replace(self, deny: Deny, *, extended: bool) -> None:
+        """Put a message in its place that fails by itself, so that the server's idea of the transaction stays the only one.
+
+        The server's syntax error is replaced by the refusal on its way back.
+        """
+        self._refusals += 1
+        mark = f"pgwarden_refused_{self._refusals}"
+        self._out.append(messages.parse(mark, mark) if extended else messages.query(mark))
+        response = messages.error_response(Error(deny.sqlstate, deny.reason))
+        self.tracker.sent_refusal(response, mark.encode("ascii"), extended=extended)
+        self._refused = extended
+
+    # -- output ----------------------------------------------------------------------------------------------------------------
+
+    def _take(self, buffer: bytes, start: int, end: int) -> None:
+        if end > start:
+            self._out.append(buffer if start == 0 and end == len(buffer) else buffer[start:end])
+
+    def _flush_to_server(self) -> None:
+        if self._out:
+            data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
+            self._out.clear()
+            self._commands.append(ToServer(data, self._hold))
+        self._hold = False
+
+    def _end(self, error: Error | None, reason: str) -> None:
+        self.closed = True
+        self._commands.append(Close(error, reason))
+
+    # -- server to client ------------------------------------------------------------------------------------------------------
+
+    def from_server(self, data: bytes, now_us: int, mono_us: int) -> list[Command]:
+        self._now_us, self._mono_us = now_us, mono_us
+        commands: list[Command] = []
+        self._commands = commands
+        buffer = self._from_server + data if self._from_server else data
+        out: list[bytes] = []
+        try:
+            at = self._read_server(buffer, out)
+        except (TrackLost, ProtocolViolation) as lost:
+            self.closed = True
+            commands.append(Kill("track lost", f"the server's answer could not be followed: {lost}"))
+            return commands
+        self._from_server = buffer[at:]
+        if out:
+            # In `group` an answer waits for the record of what it answers; one write for all that came together.
+            held = self._durability != "fast" and any(isinstance(command, Record) for command in commands)
+            commands.append(ToClient(out[0] if len(out) == 1 else b"".join(out), held))
+        return commands
+
+    def at_message_boundary(self) -> bool:
+        """Whether an ErrorResponse may be put into the stream towards the client here."""
+        return not self._server_skip
+
+    def server_lost(self, now_us: int, mono_us: int) -> list[Command]:
+        """No more answers will come."""
+        self._now_us, self._mono_us = now_us, mono_us
+        commands: list[Command] = []
+        self._commands = commands
+        self.closed = True
+        self.tracker.lost()
+        return commands
+
+    def _read_server(self, buffer: bytes, out: list[bytes]) -> int:
+        size = len(buffer)
+        at = 0
+        start = 0
+        rows = 0
+        row_bytes = 0
+        tracker = self.tracker
+        while at < size:
+            if self._server_skip:
+                step = min(self._server_skip, size - at)
+                self._server_skip -= step
+                at += step
+                continue
+            if size - at < 5:
+                break
+            kind = buffer[at]
+            length = int.from_bytes(buffer[at + 1 : at + 5], "big")
+            if length < 4:
+                raise ProtocolViolation("the server sent an impossible length")
+            end = at + 1 + length
+            if kind == _DATA_ROW:
+                rows += 1
+                row_bytes += length
+                if end > size:
+                    self._server_skip = end - at
+                else:
+                    at = end
+                continue
+            if kind == _COPY_DATA:
+                row_bytes += length
+                self._server_skip = end - at
+                continue
+            if rows or row_bytes:
+                self._count(rows, row_bytes)
+                rows = row_bytes = 0
+            if kind not in _WHOLE:
+                self._received(kind)
+                self._server_skip = end - at
+                continue
+            if length > _SERVER_BODY_MAX:
+                raise ProtocolViolation("the server sent an oversized control message")
+            if end > size:
+                break
+            if kind == _COMMAND_COMPLETE:
+                self._completed(tracker.received_complete(buffer[at + 5 : end - 1].decode("ascii", "replace")))
+            elif kind == _READY_FOR_QUERY:
+                status = buffer[at + 5 : at + 6]
+                if status == b"I":
+                    tracker.received_ready_for_query("I")
+                elif status == b"T":
+                    tracker.received_ready_for_query("T")
+                elif status == b"E":
+                    tracker.received_ready_for_query("E")
+                else:
+                    raise ProtocolViolation("the server sent an unknown transaction status")
+            elif kind == _ERROR_RESPONSE:
+                body = buffer[at + 5 : end]
+                if messages.is_fatal(body):
+                    tracker.received_error(messages.sqlstate_of(body), b"")
+                else:
+                    replacement = tracker.received_error(messages.sqlstate_of(body), body)
+                    if replacement:
+                        if at > start:
+                            out.append(buffer[start:at])
+                        out.append(replacement)
+                        start = end
+            else:
+                self._watch(buffer[at + 5 : end])
+            at = end
+        if rows or row_bytes:
+            self._count(rows, row_bytes)
+        if at > start:
+            out.append(buffer[start:at] if start or at < size else buffer)
+        return at
+
+    def _count(self, rows: int, row_bytes: int) -> None:
+        execution = self.tracker.running()
+        if execution is not None:
+            execution.rows += rows
+            execution.bytes_out += row_bytes
+
+    def _received(self, kind: int) -> None:
+        tracker = self.tracker
+        if kind == ord("1"):
+            tracker.received_parse_complete()
+        elif kind == ord("2"):
+            tracker.received_bind_complete()
+        elif kind == ord("3"):
+            tracker.received_close_complete()
+        elif kind in b"Tn":
+            tracker.received_description()
+        elif kind == ord("I"):
+            tracker.received_complete("")
+        elif kind == ord("s"):
+            tracker.received_portal_suspended()
+        elif kind == ord("G"):
+            tracker.received_copy_in()
+        elif kind == ord("W"):
+            raise ProtocolViolation("the server began replication")
+        elif kind in b"RKv":
+            raise ProtocolViolation("the server authenticates again")
+        # HtNAdc and what a later protocol adds: passed on, nothing to follow
+
+    def _completed(self, known: KnownText | None) -> None:
+        """SQL's own PREPARE, DEALLOCATE and DISCARD change the names that the protocol's Bind uses."""
+        statement = known.statement if known is not None else None
+        if known is None or statement is None:
+            return
+        if statement.prepares and statement.prepared is not None:
+            inner = KnownText(known.number, statement.prepared, known.verdict, known.epoch)
+            self.tracker.created_statement(statement.prepares.encode("utf-8"), inner)
+        elif statement.deallocates:
+            self.tracker.dropped_statement(None if statement.deallocates == "*" else statement.deallocates.encode("utf-8"))
+
+    def _watch(self, body: bytes) -> None:
+        name, _, value = body.partition(b"\0")
+        parameter = name.decode("utf-8", "replace")
+        expected = self._watched.get(parameter)
+        found = value.rstrip(b"\0").decode("utf-8", "replace")
+        if expected is not None and found != expected:
+            self._commands.append(Kill("session changed", f"{parameter} of the session changed, which no allowed statement does"))
+
+
+def _text(data: bytes) -> str | None:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+
+
+def _no_such_statement(name: bytes) -> Deny:
+    shown = name[:63].decode("ascii", "replace")
+    return Deny("26000", "prepared statement", f'prepared statement "{shown}" does not exist')
