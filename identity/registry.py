@@ -291,13 +291,14 @@ class Registry:
         """Why a session of this agent, opened when these grants were live, must end; None when it may go on.
 
         A session rests on all grants that were live at its opening: it ends with the first of them. With `opened_us` a session
-        also ends that was opened before a revocation which has been taken back since.
+        also ends that was opened before a revocation was taken back: a gateway may not have heard of the revocation.
         """
         if (absence := self._absence(agent)) is not None:
             return absence
         standing = self._agents[agent]
-        if opened_us and opened_us <= standing.revoked_at_us:
-            return Ending("agent revoked", standing.revoked_at_us, f"agent {agent} was revoked after this session was opened", "")
+        if opened_us and standing.revoked_at_us and opened_us <= standing.state_at_us:
+            reason = f"agent {agent} was revoked, and has been reinstated after this session was opened"
+            return Ending("agent revoked", standing.revoked_at_us, reason, "")
         for id_ in grants:
             grant = self._grants.get(id_)
             if grant is None or grant.agent != agent:

@@ -1,0 +1,405 @@
+"""The registry as a fold: what an agent may do follows from the record, whatever order its parts are read in."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from identity import commands
+from identity.commands import Accepted, Fresh, Known, Requests, decide
+from identity.refusal import Refusal
+from identity.registry import Grant, Registry
+from identity.scope import Authority
+from ingest.events import (
+    AgentKeyReplaced,
+    AgentRegistered,
+    AgentReinstated,
+    AgentRetired,
+    AgentRevoked,
+    GrantApproved,
+    GrantDenied,
+    GrantRequested,
+    GrantRevoked,
+    IdentityEvent,
+    Rule,
+    Scope,
+)
+
+SCOPE = Scope("shop", (Rule("public", ("orders",), ("select",)),))
+SECOND = 1_000_000
+
+
+def registered(agent: str = "reporter", at_us: int = 10, client: str = "", subject: str = "") -> AgentRegistered:
+    issuer = "https://idp.example" if client else ""
+    return AgentRegistered(at_us, agent, "reads", "team", issuer, subject, client, "k1", "SCRAM-SHA-256$...", "alice")
+
+
+def granted(grant: str = "g-1", agent: str = "reporter", at_us: int = 20, expires_at_us: int = 0) -> list[IdentityEvent]:
+    return [
+        GrantRequested(at_us, grant, agent, SCOPE, 60 if expires_at_us else 0, "monthly report", "alice"),
+        GrantApproved(at_us + 1, grant, agent, "bob", expires_at_us),
+    ]
+
+
+def folded(*events: IdentityEvent) -> Registry:
+    registry = Registry()
+    for event in events:
+        registry.apply(event)
+    return registry
+
+
+def may_act(registry: Registry, now_us: int = 1000, agent: str = "reporter") -> bool:
+    return isinstance(registry.authority(agent, "shop", ("public",), now_us), Authority)
+
+
+def why_not(registry: Registry, now_us: int = 1000, connection: str = "shop") -> str:
+    refusal = registry.authority("reporter", connection, ("public",), now_us)
+    assert isinstance(refusal, Refusal)
+    return refusal.reason
+
+
+def test_an_active_agent_acts_within_its_approved_grants_and_is_told_who_approved_them() -> None:
+    authority = folded(registered(), *granted(expires_at_us=5000)).authority("reporter", "shop", ("app", "public"), 1000)
+    assert isinstance(authority, Authority)
+    assert (authority.agent, authority.connection, authority.search_path) == ("reporter", "shop", ("app", "public"))
+    (grant,) = authority.grants
+    assert (grant.id, grant.agent, grant.scope, grant.approver, grant.expires_at_us) == ("g-1", "reporter", SCOPE, "bob", 5000)
+
+
+def test_a_requested_grant_allows_nothing() -> None:
+    assert why_not(folded(registered(), granted()[0])) == "agent reporter holds no live grant on connection shop"
+
+
+def test_a_denied_grant_stays_denied_even_if_an_approval_follows() -> None:
+    request, approval = granted()
+    registry = folded(registered(), request, GrantDenied(21, "g-1", "reporter", "bob", "too wide"), approval)
+    assert registry.grants["g-1"].state == "denied"
+    assert not may_act(registry)
+
+
+def test_a_grant_on_another_connection_allows_nothing_here() -> None:
+    assert "connection stock" in why_not(folded(registered(), *granted()), connection="stock")
+
+
+def test_a_grant_ends_in_the_microsecond_in_which_it_expires() -> None:
+    registry = folded(registered(), *granted(expires_at_us=5000))
+    assert may_act(registry, 4999)
+    assert not may_act(registry, 5000)
+
+
+def test_an_expired_grant_keeps_its_approved_state_since_nobody_took_it_back() -> None:
+    grant = folded(registered(), *granted(expires_at_us=5000)).grants["g-1"]
+    assert (grant.state, grant.expired(5000), grant.live(5000)) == ("approved", True, False)
+
+
+def test_a_revoked_agent_keeps_its_grants_and_can_use_none_until_it_is_reinstated() -> None:
+    registry = folded(registered(), *granted(), AgentRevoked(30, "reporter", "odd queries", "alice"))
+    assert registry.grants["g-1"].live(1000)
+    assert why_not(registry) == "agent reporter is revoked: odd queries"
+    registry.apply(AgentReinstated(40, "reporter", "explained", "bob"))
+    assert may_act(registry)
+
+
+def test_a_retired_name_never_comes_back() -> None:
+    registry = folded(registered(), *granted(), AgentRetired(30, "reporter", "project over", "alice"))
+    for event in (
+        AgentReinstated(40, "reporter", "", "alice"),
+        registered(at_us=50),
+        AgentKeyReplaced(60, "reporter", "k2", "v2", "a"),
+    ):
+        assert registry.apply(event) is False
+    assert registry.agents["reporter"].state == "retired"
+    assert registry.agents["reporter"].key_id == "k1"
+    assert not may_act(registry)
+
+
+def test_a_retired_name_stays_retired_where_the_log_begins_after_its_registration() -> None:
+    registry = folded(AgentRetired(30, "reporter", "project over", "alice"), registered(at_us=50), *granted(at_us=60))
+    assert registry.agents["reporter"].state == "retired"
+    assert not may_act(registry)
+
+
+def test_a_revocation_holds_where_the_log_begins_after_the_registration() -> None:
+    registry = folded(AgentRevoked(30, "reporter", "odd", "alice"))
+    assert registry.agents["reporter"].known is False
+    registry.apply(registered(at_us=10))
+    assert registry.agents["reporter"].state == "revoked"
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        AgentKeyReplaced(1, "ghost", "k", "v", "alice"),
+        AgentReinstated(1, "ghost", "", "alice"),
+        GrantApproved(1, "g-9", "ghost", "bob", 0),
+        GrantDenied(1, "g-9", "ghost", "bob", "no"),
+        GrantRevoked(1, "g-9", "ghost", "bob", "no"),
+    ],
+)
+def test_an_event_about_what_was_never_seen_changes_nothing(event: IdentityEvent) -> None:
+    registry = Registry()
+    assert registry.apply(event) is False
+    assert (dict(registry.agents), dict(registry.grants)) == ({}, {})
+
+
+def test_a_grant_of_an_agent_that_was_never_seen_allows_nothing() -> None:
+    assert why_not(folded(*granted())) == "agent reporter is not registered"
+
+
+def test_an_approval_that_names_another_agent_is_not_the_grants() -> None:
+    request, _ = granted()
+    registry = folded(registered(), request, GrantApproved(21, "g-1", "intruder", "bob", 0))
+    assert registry.grants["g-1"].state == "requested"
+
+
+HISTORY: list[IdentityEvent] = [
+    registered(),
+    *granted(expires_at_us=9000),
+    AgentRevoked(30, "reporter", "odd", "alice"),
+    AgentReinstated(40, "reporter", "explained", "bob"),
+    AgentKeyReplaced(45, "reporter", "k2", "v2", "alice"),
+    *granted("g-2", at_us=50),
+    GrantRevoked(60, "g-2", "reporter", "alice", "not needed"),
+    AgentRevoked(70, "reporter", "again", "alice"),
+    AgentReinstated(80, "reporter", "", "bob"),
+    AgentKeyReplaced(85, "reporter", "k3", "v3", "alice"),
+]
+
+
+def state_of(registry: Registry) -> tuple[object, object]:
+    return dict(registry.agents), dict(registry.grants)
+
+
+@pytest.mark.parametrize(("start", "stop"), list(itertools.combinations(range(len(HISTORY) + 1), 2)))
+def test_any_stretch_of_the_log_may_be_read_a_second_time(start: int, stop: int) -> None:
+    registry = folded(*HISTORY)
+    before = state_of(registry)
+    for event in HISTORY[start:stop]:
+        registry.apply(event)
+    assert state_of(registry) == before
+
+
+def test_agents_may_be_read_in_any_order() -> None:
+    first: list[IdentityEvent] = [registered("a", client="one"), *granted("g-a", "a")]
+    second: list[IdentityEvent] = [registered("b", client="two"), *granted("g-b", "b"), AgentRevoked(90, "b", "", "x")]
+    assert state_of(folded(*first, *second)) == state_of(folded(*second, *first))
+
+
+def test_a_new_key_takes_the_place_of_the_old_one_even_while_the_agent_is_revoked() -> None:
+    registry = folded(
+        registered(), AgentRevoked(30, "reporter", "leak", "alice"), AgentKeyReplaced(31, "reporter", "k2", "v2", "a")
+    )
+    assert (registry.agents["reporter"].key_id, registry.agents["reporter"].state) == ("k2", "revoked")
+
+
+# -- OIDC identities ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_client_without_a_pinned_subject_is_its_agent_with_any_subject() -> None:
+    registry = folded(registered(client="app"))
+    assert registry.agent_of("https://idp.example", "app", "sub-1") == "reporter"
+    assert registry.agent_of("https://idp.example", "app", "") == "reporter"
+
+
+def test_a_pinned_agent_is_found_with_its_subject_only() -> None:
+    registry = folded(registered(client="app", subject="sub-1"))
+    assert registry.agent_of("https://idp.example", "app", "sub-1") == "reporter"
+    assert registry.agent_of("https://idp.example", "app", "sub-2") is None
+    assert registry.agent_of("https://idp.example", "app", "") is None
+
+
+@pytest.mark.parametrize(
+    ("issuer", "client"),
+    [("https://idp.example/", "app"), ("https://other.example", "app"), ("https://idp.example", "App"), ("", ""), ("", "app")],
+)
+def test_issuer_and_client_must_match_byte_for_byte(issuer: str, client: str) -> None:
+    registry = folded(registered(client="app"), registered("keyed"))
+    assert registry.agent_of(issuer, client, "sub-1") is None
+
+
+def test_an_identity_that_two_agents_claim_is_neithers() -> None:
+    registry = folded(registered("a", client="app"), registered("b", client="app", subject="sub-1"))
+    assert registry.agent_of("https://idp.example", "app", "sub-1") is None
+    assert registry.agent_of("https://idp.example", "app", "sub-2") == "a"
+
+
+def test_a_retired_agents_token_still_names_it_so_that_the_refusal_can_say_why() -> None:
+    registry = folded(registered(client="app"), AgentRetired(30, "reporter", "over", "alice"))
+    assert registry.agent_of("https://idp.example", "app", "s") == "reporter"
+    assert why_not(registry) == "agent reporter was retired: over"
+
+
+# -- sessions ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_session_goes_on_while_all_that_it_rests_on_stands() -> None:
+    registry = folded(registered(), *granted(), *granted("g-2"))
+    assert registry.still_rests_on("reporter", ("g-1", "g-2"), 1000, opened_us=500) == ""
+
+
+@pytest.mark.parametrize(
+    ("event", "cause"),
+    [
+        (AgentRevoked(600, "reporter", "odd", "alice"), "agent revoked"),
+        (AgentRetired(600, "reporter", "over", "alice"), "agent retired"),
+        (GrantRevoked(600, "g-2", "reporter", "alice", "not needed"), "grant revoked"),
+    ],
+)
+def test_a_session_ends_with_the_first_thing_it_rests_on(event: IdentityEvent, cause: str) -> None:
+    registry = folded(registered(), *granted(), *granted("g-2"), event)
+    ending = registry.ending("reporter", ("g-1", "g-2"), 1000)
+    assert ending is not None
+    assert (ending.cause, ending.at_us) == (cause, 600)
+    assert registry.still_rests_on("reporter", ("g-1", "g-2"), 1000) == cause
+
+
+def test_a_session_does_not_outlive_a_grant_that_runs_out() -> None:
+    registry = folded(registered(), *granted(expires_at_us=5000), *granted("g-2"))
+    assert registry.still_rests_on("reporter", ("g-1", "g-2"), 4999) == ""
+    ending = registry.ending("reporter", ("g-1", "g-2"), 6000)
+    assert ending is not None
+    assert (ending.cause, ending.at_us, ending.grant) == ("grant expired", 5000, "g-1")
+
+
+def test_a_session_that_rests_on_a_grant_of_another_agent_ends() -> None:
+    registry = folded(registered(), registered("other"), *granted(agent="other"))
+    assert registry.still_rests_on("reporter", ("g-1",), 1000) == "grant unknown"
+
+
+def test_a_session_of_an_agent_that_is_not_in_the_record_ends() -> None:
+    assert Registry().still_rests_on("ghost", (), 1000) == "agent unknown"
+
+
+def test_a_session_opened_before_a_reinstatement_ends_although_the_agent_may_act_again() -> None:
+    registry = folded(registered(), *granted(), AgentRevoked(30, "reporter", "odd", "a"), AgentReinstated(40, "reporter", "", "a"))
+    for opened_us in (25, 35, 40):
+        assert registry.still_rests_on("reporter", ("g-1",), 1000, opened_us) == "agent revoked"
+    assert registry.still_rests_on("reporter", ("g-1",), 1000, opened_us=41) == ""
+
+
+def test_the_next_expiry_is_the_nearest_one_to_come() -> None:
+    registry = folded(registered(), *granted(expires_at_us=5000), *granted("g-2", expires_at_us=7000), *granted("g-3"))
+    assert [registry.next_expiry_us(now) for now in (1000, 4999, 5000, 7000)] == [5000, 5000, 7000, 0]
+    assert [grant.id for grant in registry.expired_between(4999, 7000)] == ["g-1", "g-2"]
+    assert [grant.id for grant in registry.expired_between(5000, 6999)] == []
+
+
+# -- random lives ------------------------------------------------------------------------------------------------------------------
+
+AGENTS = st.sampled_from(["a", "b", "c"])
+OPERATORS = st.sampled_from(["alice", "bob"])
+KNOWN = Known(frozenset({"shop"}), {})
+
+
+class Lives(RuleBasedStateMachine):
+    """Operators give commands at random, and the clock runs, and sometimes steps back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.registry = Registry()
+        self.requests = Requests(1000)
+        self.log: list[IdentityEvent] = []
+        self.now_us = 1_000 * SECOND
+        self.grants = 0
+        self.retired: set[str] = set()
+        self.revoked: set[str] = set()
+
+    def give(self, command: commands.Command, operator: str) -> IdentityEvent | None:
+        self.grants += 1
+        fresh = Fresh(f"g-{self.grants}", f"k-{self.grants}", f"v-{self.grants}")
+        verdict = decide(command, "", operator, self.registry, self.requests, KNOWN, fresh, self.now_us)
+        if not isinstance(verdict, Accepted):
+            return None
+        assert self.registry.apply(verdict.event), "an accepted command must change something"
+        self.log.append(verdict.event)
+        return verdict.event
+
+    @rule(agent=AGENTS, operator=OPERATORS)
+    def register(self, agent: str, operator: str) -> None:
+        event = self.give(commands.RegisterAgent(agent, "", "team", key=True), operator)
+        assert event is None or agent not in self.retired | self.revoked
+
+    @rule(agent=AGENTS, operator=OPERATORS)
+    def revoke(self, agent: str, operator: str) -> None:
+        if self.give(commands.RevokeAgent(agent, "odd"), operator):
+            self.revoked.add(agent)
+
+    @rule(agent=AGENTS, operator=OPERATORS)
+    def reinstate(self, agent: str, operator: str) -> None:
+        if self.give(commands.ReinstateAgent(agent, ""), operator):
+            self.revoked.discard(agent)
+
+    @rule(agent=AGENTS, operator=OPERATORS)
+    def retire(self, agent: str, operator: str) -> None:
+        if self.give(commands.RetireAgent(agent, "over"), operator):
+            self.retired.add(agent)
+
+    @rule(agent=AGENTS, operator=OPERATORS)
+    def replace_key(self, agent: str, operator: str) -> None:
+        event = self.give(commands.ReplaceKey(agent), operator)
+        if isinstance(event, AgentKeyReplaced):
+            assert self.registry.agents[agent].key_id == event.key_id
+
+    @rule(agent=AGENTS, operator=OPERATORS, seconds=st.sampled_from([0, 1, 60]))
+    def ask(self, agent: str, operator: str, seconds: int) -> None:
+        self.give(commands.RequestGrant(agent, SCOPE, seconds, "work"), operator)
+
+    @rule(data=st.data(), operator=OPERATORS, what=st.sampled_from(["approve", "deny", "revoke"]))
+    def answer(self, data: st.DataObject, operator: str, what: str) -> None:
+        if not self.registry.grants:
+            return
+        grant = data.draw(st.sampled_from(sorted(self.registry.grants)))
+        asked_by = self.registry.grants[grant].requested_by
+        match what:
+            case "approve":
+                event = self.give(commands.ApproveGrant(grant), operator)
+            case "deny":
+                event = self.give(commands.DenyGrant(grant, "no"), operator)
+            case _:
+                self.give(commands.RevokeGrant(grant, "no"), operator)
+                event = None
+        assert event is None or operator != asked_by
+
+    @rule(seconds=st.sampled_from([-30, 0, 1, 59, 600]))
+    def time_passes(self, seconds: int) -> None:
+        self.now_us += seconds * SECOND
+
+    @rule(start=st.integers(0, 30), count=st.integers(1, 30))
+    def part_of_the_log_is_read_again(self, start: int, count: int) -> None:
+        before = state_of(self.registry)
+        for event in self.log[start : start + count]:
+            self.registry.apply(event)
+        assert state_of(self.registry) == before
+
+    @invariant()
+    def who_is_out_can_do_nothing(self) -> None:
+        for agent in ("a", "b", "c"):
+            authority = self.registry.authority(agent, "shop", (), self.now_us)
+            if agent in self.retired | self.revoked:
+                assert isinstance(authority, Refusal)
+            if isinstance(authority, Authority):
+                held = [self.registry.grants[grant.id] for grant in authority.grants]
+                assert all(self.stands(grant, agent) for grant in held)
+
+    def stands(self, grant: Grant, agent: str) -> bool:
+        ended = {event.grant for event in self.log if isinstance(event, GrantRevoked | GrantDenied)}
+        approved = {event.grant: event.expires_at_us for event in self.log if isinstance(event, GrantApproved)}
+        return (
+            grant.agent == agent
+            and grant.approver != grant.requested_by
+            and grant.id not in ended
+            and grant.id in approved
+            and not 0 < approved[grant.id] <= self.now_us
+        )
+
+    @invariant()
+    def a_replay_gives_the_same_registry(self) -> None:
+        assert state_of(folded(*self.log)) == state_of(self.registry)
+
+
+TestLives = Lives.TestCase
+TestLives.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
