@@ -6,7 +6,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from dashboards import agents, ledger, now, reach, statements
+from dashboards import admission, agents, ledger, now, reach, statements
 from dashboards.settings import SettingsRefused
 
 FOLDER = Path(__file__).parent
@@ -23,9 +23,10 @@ pages = {
 st.session_state["pages"] = pages
 chosen = st.navigation(list(pages.values()), position="top")
 try:
-    reach.chosen()
+    admitted = admission.admitted(reach.chosen())
 except SettingsRefused as error:
     ledger.banners([ledger.Banner("bad", "The dashboard cannot start.", str(error))], key="settings")
 else:
-    reach.watch()
-    chosen.run()
+    if admitted:
+        reach.watch()
+        chosen.run()

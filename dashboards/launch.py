@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from dashboards.settings import ACCESS_FILE_VARIABLE, API_VARIABLE, KEY_FILE_VARIABLE
+
 APP: Final = Path(__file__).with_name("app.py")
 
 _FIXED: Final[Mapping[str, object]] = {
@@ -64,10 +66,14 @@ def arguments(host: str, port: int, names: tuple[str, ...] = ()) -> tuple[str, .
     )
 
 
-def environment(api: str, key_file: Path) -> Mapping[str, str]:
-    """What the process needs beside the caller's own environment."""
-    from_root = str(APP.parent.parent)
-    return {"PGWARDEN_API": api, "PGWARDEN_OPERATOR_KEY_FILE": str(key_file), "PYTHONPATH": from_root}
+def environment(api: str, key_file: Path, access_file: Path | None = None) -> Mapping[str, str]:
+    """What the process needs beside the caller's own environment.
+
+    Without an access file, whoever can reach the port acts with the operator key: on a machine where agents run, give one, and
+    open `http://127.0.0.1:8471/?access=<its word>` once in a browser.
+    """
+    told = {API_VARIABLE: api, KEY_FILE_VARIABLE: str(key_file), "PYTHONPATH": str(APP.parent.parent)}
+    return told | ({} if access_file is None else {ACCESS_FILE_VARIABLE: str(access_file)})
 
 
 def _texts(value: object) -> list[str]:

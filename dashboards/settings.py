@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,12 +12,16 @@ from urllib.parse import urlsplit
 
 API_VARIABLE = "PGWARDEN_API"
 KEY_FILE_VARIABLE = "PGWARDEN_OPERATOR_KEY_FILE"
+ACCESS_FILE_VARIABLE = "PGWARDEN_DASHBOARD_ACCESS_FILE"
+SECRET_BYTES_MAX = 4096
+ACCESS_CHARACTERS_MIN = 32  # 128 bits in hexadecimal
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     api: str = "http://127.0.0.1:8470"  # base URL of the API
     key_file: Path | None = None  # holds the operator key; 0600
+    access_file: Path | None = None  # holds what a browser must show; 0600. None: whoever reaches the port acts as the operator
     connect_seconds_max: float = 1.0  # the API is on this machine: a slower answer is an outage worth showing
     answer_seconds_max: float = 5.0  # one answer; the API's own cap on a query is shorter
     answer_bytes_max: int = 16 * 2**20  # one answer; Streamlit's own limit for a message to a browser is 200 MB
@@ -36,7 +41,7 @@ class SettingsRefused(Exception):
 
 
 def settings(environment: Mapping[str, str]) -> Settings:
-    """Read the two variables; the key file itself is read for each request, so that a replaced key works at once.
+    """Read the three variables; the key file itself is read for each request, so that a replaced key works at once.
 
     Raises:
         SettingsRefused: A variable cannot be used.
@@ -48,8 +53,8 @@ def settings(environment: Mapping[str, str]) -> Settings:
     if parts.scheme == "http" and parts.hostname not in ("127.0.0.1", "::1", "localhost"):
         # the operator key travels with each request
         raise SettingsRefused(f"{API_VARIABLE} leads off this machine in clear: use https://.")
-    name = environment.get(KEY_FILE_VARIABLE, "")
-    return Settings(api=api, key_file=Path(name) if name else None)
+    key, access = environment.get(KEY_FILE_VARIABLE, ""), environment.get(ACCESS_FILE_VARIABLE, "")
+    return Settings(api=api, key_file=Path(key) if key else None, access_file=Path(access) if access else None)
 
 
 def operator_key(file: Path | None) -> str:
@@ -60,15 +65,31 @@ def operator_key(file: Path | None) -> str:
     """
     if file is None:
         raise SettingsRefused(f"Set {KEY_FILE_VARIABLE} to a file that holds an operator key, readable by you alone.")
+    return _secret(file, "operator key", KEY_FILE_VARIABLE)
+
+
+def access_word(file: Path) -> str:
+    """What a browser must show before it sees a page.
+
+    Raises:
+        SettingsRefused: There is none, it is short enough to guess, or others on this machine can read it.
+    """
+    word = _secret(file, "access word", ACCESS_FILE_VARIABLE)
+    if len(word) < ACCESS_CHARACTERS_MIN:
+        raise SettingsRefused(f"The access word is shorter than {ACCESS_CHARACTERS_MIN} characters: write random ones.")
+    return word
+
+
+def _secret(file: Path, noun: str, variable: str) -> str:
     try:
         with file.open("rb") as opened:
-            mode = stat.S_IMODE(file.stat().st_mode)
+            mode = stat.S_IMODE(os.fstat(opened.fileno()).st_mode)
             if mode & 0o077:
-                raise SettingsRefused(f"The operator key file is readable by others (mode {mode:04o}): chmod 600 it.")
-            key = opened.read(4097)
+                raise SettingsRefused(f"The {noun} file is readable by others (mode {mode:04o}): chmod 600 it.")
+            content = opened.read(SECRET_BYTES_MAX + 1)
     except OSError as error:
-        raise SettingsRefused(f"The operator key file cannot be read ({error.strerror}): see {KEY_FILE_VARIABLE}.") from error
-    text = key.decode("ascii", "replace").strip()
-    if not text or len(key) > 4096 or not text.isascii() or not text.isprintable():
-        raise SettingsRefused("The operator key file does not hold a key: write the key that was printed once, and nothing else.")
+        raise SettingsRefused(f"The {noun} file cannot be read ({error.strerror}): see {variable}.") from error
+    text = content.decode("ascii", "replace").strip()
+    if not text or len(content) > SECRET_BYTES_MAX or not text.isascii() or not text.isprintable():
+        raise SettingsRefused(f"The {noun} file does not hold one: write the {noun} alone on its only line.")
     return text
