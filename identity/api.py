@@ -283,7 +283,7 @@ def _invalid_body(error: RequestValidationError) -> JSONResponse:
     for problem in error.errors()[:PROBLEMS_MAX]:
         where = ".".join(str(part) for part in problem["loc"] if part != "body") or "body"
         # Names and positions only: the value is the caller's, and may be a secret in the wrong place.
-        problems.append(f"{where[:120]}: {problem['msg']}".encode("ascii", "backslashreplace").decode("ascii"))
+        problems.append(f"{where[:120].encode('unicode_escape').decode('ascii')}: {problem['msg']}")
     sentence = problems[0] if len(problems) == 1 else f"the body has {len(problems)} problems: {problems[0]}"
     return _error(422, sentence, tuple(problems))
 
