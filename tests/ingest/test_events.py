@@ -1,7 +1,9 @@
 """What was recorded once must be readable for ever.
 
-golden_frames.txt holds one frame an event class: its name, its bytes in hexadecimal, and what they mean as JSON. Lines are only ever
-added: `PYTHONPATH=. python tests/ingest/test_events.py >> tests/ingest/golden_frames.txt` prints those of the classes that have none.
+golden_frames.txt holds one frame an event class: its name, its bytes in hexadecimal, and what they mean as JSON. Lines are only
+ever added. Those of the classes that have none are printed by
+
+    PYTHONPATH=. python tests/ingest/test_events.py >> tests/ingest/golden_frames.txt
 """
 
 from __future__ import annotations
