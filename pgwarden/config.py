@@ -22,7 +22,8 @@ from identity.settings import rules as issuer_rules
 from ingest.events import Rule, Scope
 from pgwarden import settings
 from pgwarden.config_file import ConfigInvalid, Problem, Report, Table, parse, read
-from pgwarden.references import Secret, printable
+from pgwarden.printable import printable
+from pgwarden.references import Secret
 from pgwarden.small_files import Content, Unreadable, content, reason_of
 
 __all__ = ["ConfigInvalid", "Problem", "load", "loads"]

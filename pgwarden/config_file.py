@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Final
 
 from pgwarden import settings
-from pgwarden.references import Secret, printable, resolve
+from pgwarden.printable import printable
+from pgwarden.references import Secret, resolve
 from pgwarden.settings import Setting
 from pgwarden.small_files import Unreadable, content
 from pgwarden.toml_lines import Place, locate

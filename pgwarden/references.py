@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn
 
+from pgwarden.printable import printable
 from pgwarden.small_files import Unreadable, content
 
 SECRET_BYTES_MAX: Final = 8192  # libpq takes a password of any length, PgBouncer 1.18 one of 2047 bytes; tokens stay below 8 KB
@@ -122,9 +123,3 @@ def _checked(value: str, source: str, place: str) -> Secret | BadReference:
     if length > SECRET_BYTES_MAX:
         return BadReference(f"names {place}, which holds more than {SECRET_BYTES_MAX} bytes", "name the secret, not a larger file")
     return Secret(value, source)
-
-
-def printable(text: str, characters_max: int = 200) -> str:
-    """`text` fit for one line of a terminal: control characters and lone surrogates escaped, the rest cut."""
-    cut = text if len(text) <= characters_max else text[: characters_max - 1] + "…"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in cut)

@@ -12,7 +12,7 @@ import msgspec
 import orjson
 import pytest
 
-from pgwarden.references import SECRET_BYTES_MAX, BadReference, Secret, printable, resolve
+from pgwarden.references import SECRET_BYTES_MAX, BadReference, Secret, resolve
 
 VALUE = "canary-5f1c"
 
@@ -152,11 +152,3 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, name: str) -> Non
 
 def test_undecodable_bytes_of_the_environment_are_refused(tmp_path: Path) -> None:
     assert isinstance(resolve("env:X", tmp_path, {"X": "a\udcff"}), BadReference)
-
-
-@pytest.mark.parametrize(
-    ("text", "shown"),
-    [("a\nb", "a\\nb"), ("\x1b[31m", "\\x1b[31m"), ("\u202eabc", "\\u202eabc"), ("\udcff", "\\udcff"), ("héllo", "héllo")],
-)
-def test_what_is_printed_stays_on_its_line(text: str, shown: str) -> None:
-    assert printable(text) == shown

@@ -1,0 +1,240 @@
+"""The command line: which command, with which arguments. Each command's work is in `pgwarden.commands`, loaded only when it runs.
+
+docs/commands.md describes each command; exit codes are below.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final, TypeAlias, cast
+
+from pgwarden import __version__
+from pgwarden.own_parts import PartFromElsewhere, check
+from pgwarden.printable import printable
+
+DONE: Final = 0
+FAILED: Final = 1  # refused, or did not work
+USAGE: Final = 2  # the command line or the configuration; argparse's own
+UNREACHABLE: Final = 3  # the API does not answer
+
+Command: TypeAlias = Callable[[argparse.Namespace], int]
+
+_Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_EXIT_CODES: Final = "exit codes: 0 done, 1 refused or failed, 2 usage or configuration, 3 the API cannot be reached"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Returns its exit code; usage errors leave by SystemExit(2), as argparse has it."""
+    parsed = parser().parse_args(arguments)
+    try:
+        check()
+    except PartFromElsewhere as elsewhere:
+        print(f"pgwarden: {elsewhere}", file=sys.stderr)
+        return USAGE
+    module, _, name = str(parsed.run).partition(":")
+    run = cast(Command, getattr(importlib.import_module(f"pgwarden.commands.{module}"), name))
+    # What a part cannot print, because its terminal is in another encoding, must not end the command half-way.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        code = run(parsed)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # `pgwarden audit ... | head`: the reader has enough. Python would complain once more when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except KeyboardInterrupt:
+        return 130  # as a shell reports SIGINT
+    return code
+
+
+def parser() -> argparse.ArgumentParser:
+    what = "Gives every AI agent that reaches PostgreSQL a name, a scope, and a record that can be trusted."
+    top = argparse.ArgumentParser("pgwarden", description=what, epilog=_EXIT_CODES, allow_abbrev=False)
+    top.set_defaults(json=False, api="", operator_key_file="", config="", insecure_http=False)
+    top.add_argument("--version", action="version", version=f"pgwarden {__version__}")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    up = _command(commands, "up", "processes:up", "run everything, with nothing configured or with a file")
+    up.add_argument(
+        "-c", "--config", type=Path, metavar="FILE", help="front the databases of this configuration instead of a sample"
+    )
+    up.add_argument("--state", type=Path, metavar="FOLDER", help="without --config: where to keep everything (.pgwarden)")
+    up.add_argument(
+        "--for", dest="for_seconds", type=_positive, metavar="SECONDS", help="end after so long, with 0 only if all parts worked"
+    )
+
+    init = _command(commands, "init", "setup:init", "write a commented pgwarden.toml and make an operator key")
+    init.add_argument("path", nargs="?", type=Path, default=Path("pgwarden.toml"), metavar="PATH", help="(pgwarden.toml)")
+    init.add_argument("--operator", default="", metavar="NAME", help="the operator's name (your login name)")
+
+    verify = _command(commands, "verify-config", "setup:verify_config", "check a configuration, and report everything wrong in it")
+    _config(verify)
+    verify.add_argument("--online", action="store_true", help="also log in to each database, and ask each issuer for its keys")
+
+    for name, what in (
+        ("gateway", "run the gateway, where agents connect"),
+        ("api", "run the API, which keeps the tables and takes commands"),
+        ("dashboard", "run the dashboard"),
+    ):
+        _config(_command(commands, name, f"processes:{name}", what, json_option=False))
+    rebuild = _command(commands, "rebuild", "processes:rebuild", "make the tables anew from the log, and compare them with the old")
+    _config(rebuild)
+
+    agents = _group(commands, "agents", "list agents, register them, give them keys")
+    _client(agents, "list", "agents:list_", "list agents").add_argument(
+        "--unused", type=_positive_whole, metavar="DAYS", help="only those not seen for so many days, or never"
+    )
+    register = _client(agents, "register", "agents:register", "register an agent")
+    register.add_argument("agent", metavar="NAME")
+    register.add_argument("--description", required=True, metavar="TEXT", help="what it does")
+    register.add_argument("--owner", required=True, metavar="TEXT", help="the person or team that answers for it")
+    register.add_argument("--issuer", default="", metavar="NAME", help="whose tokens name it; goes with --client")
+    register.add_argument("--client", default="", metavar="TEXT", help="the client of those tokens")
+    register.add_argument("--subject", default="", metavar="TEXT", help="the one `sub` that those tokens may carry")
+    register.add_argument("--key", action="store_true", help="make a key for it, and show it once")
+    _idempotent(register)
+    key = _client(agents, "key", "agents:key", "give an agent a new key, shown once; the old one opens nothing any more")
+    key.add_argument("agent", metavar="NAME")
+    _idempotent(key)
+
+    grants = _group(commands, "grants", "list grants, ask for them, approve, deny and revoke them")
+    listed = _client(grants, "list", "grants:list_", "list grants")
+    listed.add_argument("--agent", default="", metavar="NAME")
+    listed.add_argument("--state", default="", choices=("requested", "approved", "denied", "revoked", "expired"))
+    request = _client(grants, "request", "grants:request", "ask for a grant; somebody else approves it")
+    request.add_argument("agent", metavar="AGENT")
+    request.add_argument("--connection", required=True, metavar="NAME")
+    request.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="RULE",
+        help='"select, insert on public.orders, public.lines", or public.*; repeat it',
+    )
+    request.add_argument(
+        "--function", action="append", default=[], metavar="NAME", help="schema.name, beyond the built-in safe list; repeat it"
+    )
+    request.add_argument("--channel", action="append", default=[], metavar="NAME", help="of LISTEN and NOTIFY; repeat it")
+    request.add_argument("--introspection", action="store_true", help="let it read pg_catalog and information_schema")
+    request.add_argument(
+        "--for", dest="seconds", default=0, type=_duration, metavar="TIME", help="30s, 15m, 8h, 7d; else until revoked"
+    )
+    request.add_argument("--reason", required=True, metavar="TEXT", help="why the agent needs it")
+    _idempotent(request)
+    for name, what in (
+        ("approve", "approve a grant that somebody else asked for"),
+        ("deny", "deny it"),
+        ("revoke", "take it back"),
+    ):
+        act = _client(grants, name, f"grants:{name}", what)
+        act.add_argument("grant", metavar="ID")
+        if name != "approve":
+            act.add_argument("--reason", required=True, metavar="TEXT")
+        _idempotent(act)
+
+    sessions = _client(commands, "sessions", "record:sessions", "list sessions, newest first")
+    sessions.add_argument("--live", action="store_true", help="only those that are open now")
+    sessions.add_argument("--agent", default="", metavar="NAME")
+    _limit(sessions)
+    audit = _client(commands, "audit", "record:audit", "what an agent did, newest first")
+    audit.add_argument("agent", metavar="AGENT")
+    audit.add_argument("--since", type=_duration, metavar="TIME", help="30s, 15m, 1h, 7d")
+    audit.add_argument("--denied", action="store_true", help="only what was denied")
+    audit.add_argument("--session", default="", metavar="ID")
+    _limit(audit)
+    sql = _client(commands, "sql", "record:sql", "ask the record in SQL: one SELECT")
+    sql.add_argument("query", metavar="SELECT")
+    _client(commands, "health", "record:health", "whether all parts work, and the log takes records")
+
+    for name, what in (
+        ("revoke", "stop an agent now, and show that each of its sessions ended"),
+        ("reinstate", "take a revocation back"),
+        ("retire", "offboard an agent for good: its name never comes back"),
+    ):
+        act = _client(commands, name, f"agents:{name}", what)
+        act.add_argument("agent", metavar="AGENT")
+        act.add_argument("--reason", required=name != "reinstate", default="", metavar="TEXT")
+        _idempotent(act)
+    return top
+
+
+def _command(commands: _Commands, name: str, run: str, what: str, *, json_option: bool = True) -> argparse.ArgumentParser:
+    command = commands.add_parser(
+        name, help=what, description=f"{what[0].upper()}{what[1:]}.", epilog=_EXIT_CODES, allow_abbrev=False
+    )
+    command.set_defaults(run=run)
+    if json_option:
+        # Without a default: a group and its commands both have it, and the inner default would win over what was given.
+        command.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON document")
+    return command
+
+
+def _client(commands: _Commands, name: str, run: str, what: str) -> argparse.ArgumentParser:
+    """A command that asks the API. Keys are never arguments: every user of the machine can read those."""
+    command = _command(commands, name, run, what)
+    options = command.add_argument_group("where the API is")
+    options.add_argument("--api", default=argparse.SUPPRESS, metavar="URL", help="(PGWARDEN_API, else what the configuration says)")
+    options.add_argument(
+        "--operator-key-file",
+        default=argparse.SUPPRESS,
+        metavar="FILE",
+        help="(PGWARDEN_OPERATOR_KEY, else operator.key in the state folder)",
+    )
+    options.add_argument(
+        "-c", "--config", default=argparse.SUPPRESS, metavar="FILE", help="(PGWARDEN_CONFIG, else pgwarden.toml, else that of `up`)"
+    )
+    options.add_argument("--insecure-http", action="store_true", default=argparse.SUPPRESS, help="send the key in clear text")
+    return command
+
+
+def _group(commands: _Commands, name: str, what: str) -> _Commands:
+    """`pgwarden agents` is `pgwarden agents list`."""
+    group = _client(commands, name, f"{name}:list_", what)
+    return group.add_subparsers(title="commands", metavar="COMMAND")
+
+
+def _config(command: argparse.ArgumentParser) -> None:
+    default = Path(os.environ.get("PGWARDEN_CONFIG") or "pgwarden.toml")
+    command.add_argument("-c", "--config", type=Path, default=default, metavar="FILE", help="(PGWARDEN_CONFIG, else pgwarden.toml)")
+
+
+def _limit(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--limit", type=_positive_whole, default=50, metavar="N", help="how many (50)")
+    command.add_argument("--before", default="", metavar="CURSOR", help="go on where an earlier answer ended")
+
+
+def _idempotent(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--idempotency-key", default="", metavar="KEY", help="repeat a call whose answer was lost")
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 10**9:
+        raise argparse.ArgumentTypeError(f"{printable(text)!r} is no number of seconds; write one as 60")
+    return value
+
+
+def _positive_whole(text: str) -> int:
+    if text.isascii() and text.isdigit() and 0 < int(text[:10]) < 10**9 and len(text) < 10:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{printable(text)!r} is no whole number; write one as 30")
+
+
+def _duration(text: str) -> int:
+    """Seconds."""
+    number, unit = text[:-1], text[-1:]
+    if number.isascii() and number.isdigit() and len(number) < 10 and int(number) > 0 and unit in _UNITS:
+        return int(number) * _UNITS[unit]
+    raise argparse.ArgumentTypeError(f"{printable(text)!r} is no length of time; write one as 90s, 15m, 8h or 7d")

@@ -1,0 +1,55 @@
+"""The commands that run a part of pgwarden until it is told to stop. Each part is loaded by name: one process needs one of them."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Callable
+from typing import TypeAlias, cast
+
+from pgwarden.config import Config, ConfigInvalid, load
+
+Run: TypeAlias = Callable[[Config], int]
+
+
+def gateway(arguments: argparse.Namespace) -> int:
+    return _process(arguments, "pgwarden.gateway_process")
+
+
+def api(arguments: argparse.Namespace) -> int:
+    return _process(arguments, "pgwarden.api_process")
+
+
+def dashboard(arguments: argparse.Namespace) -> int:
+    return _process(arguments, "pgwarden.dashboard_process")
+
+
+def up(arguments: argparse.Namespace) -> int:
+    run = cast(Callable[[argparse.Namespace], int], importlib.import_module("pgwarden.up").run)
+    return run(arguments)
+
+
+def rebuild(arguments: argparse.Namespace) -> int:
+    if (config := _config(arguments)) is None:
+        return 2
+    run = cast(Callable[[Config, bool], int], importlib.import_module("pgwarden.rebuild").run)
+    return run(config, bool(arguments.json))
+
+
+def _process(arguments: argparse.Namespace, module: str) -> int:
+    if (config := _config(arguments)) is None:
+        return 2
+    return cast(Run, importlib.import_module(module).run)(config)
+
+
+def _config(arguments: argparse.Namespace) -> Config | None:
+    try:
+        config = load(arguments.config)
+    except ConfigInvalid as invalid:
+        print(invalid, file=sys.stderr)
+        return None
+    for warning in config.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    return config
+

@@ -1,0 +1,103 @@
+"""`pgwarden init`: a commented pgwarden.toml, private, with one operator whose key is told once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from identity import agent_keys
+
+TEMPLATE = """\
+# pgwarden: who may reach which database, and what is recorded of it. Times are seconds, paths are relative to this file.
+# Every setting is described in docs/configuration.md; what is commented out shows its default.
+# Check this file with: pgwarden verify-config -c {name}
+
+# The log, tables, keys and run files.
+state = ".pgwarden"
+
+[gateway]
+# Where agents connect, in place of PostgreSQL.
+#listen = "127.0.0.1:6432"
+# Needed for an address that other machines can reach:
+#allow_remote = false
+# "optional" takes agent keys (never tokens) in clear text from this machine.
+#tls = "required"
+# PEM files; left empty, a self-signed certificate is made in the state folder at first start.
+#tls_certificate = ""
+#tls_key = ""
+# fast: recorded in memory, on disk within 50 ms. group: the answer is held back until the record is on disk.
+# strict: the record is on disk before the statement goes on.
+#durability = "group"
+# "fingerprint" keeps no text of statements.
+#statement_text = "full"
+# Values of parameters are often personal data.
+#parameters = false
+
+[api]
+#listen = "127.0.0.1:8470"
+
+[dashboard]
+#listen = "127.0.0.1:8471"
+
+# One table for each database. Clients give the table's name (here: shop) as the name of the database.
+[connections.shop]
+host = "<the host name or IP address of your PostgreSQL>"
+port = 5432
+database = "<the name of the database>"
+user = "<the role that the gateway logs in as>"
+# Never the password itself: env:NAME, or file:PATH with mode 0600.
+password = "env:SHOP_PASSWORD"
+# How the server's certificate is checked, and the PEM certificates to trust; left empty, the system's.
+sslmode = "verify-full"
+#sslrootcert = ""
+# Where unqualified names are looked up. Agents cannot change it.
+search_path = ["public"]
+
+# Who signs the tokens of agents, one table for each. Without one, agents use keys.
+#[issuers.keycloak]
+#issuer = "https://idp.example/realms/agents"
+#audience = "pgwarden"
+
+# First agents and their grants. More are registered with: pgwarden agents register
+# What is not granted is denied. A revocation is never undone by this file.
+#[agents.reporter]
+#description = "Writes the daily report"
+#owner = "data team"
+#issuer = "keycloak"
+#client = "reporter"
+#
+#[[agents.reporter.grants]]
+#connection = "shop"
+## How long it lives; 0 is until it is revoked.
+#seconds = 0
+#reason = "the daily report reads orders"
+#rules = [{{ schema = "public", tables = ["orders"], operations = ["select"] }}]
+
+# Who may approve and revoke. The SHA-256 of a key that was shown when this file was written; another is made by
+# running pgwarden init with another path.
+[operators.{operator}]
+key_sha256 = "{key_sha256}"
+"""
+
+
+def write(path: Path, operator: str) -> str:
+    """Write the file with mode 0600, and return the operator's key, which is kept nowhere.
+
+    Raises:
+        FileExistsError: Something is there already; it was not touched.
+        OSError: It cannot be written.
+    """
+    key, key_sha256 = agent_keys.create_operator_key()
+    text = TEMPLATE.format(name=path.name, operator=_bare(operator), key_sha256=key_sha256)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        os.fchmod(file.fileno(), 0o600)  # a umask may have taken more away
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    return key
+
+
+def _bare(operator: str) -> str:
+    """A key of TOML; names of operators may hold `.` and `@`, which want quotes."""
+    return operator if operator.replace("-", "").replace("_", "").isalnum() else f'"{operator}"'
