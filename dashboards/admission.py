@@ -69,4 +69,4 @@ def _explain(*, wrong: bool) -> None:
         ],
         key="explain",
     )
-    st.text_input("Access word", type="password", key="typed word", autocomplete="off", max_chars=200)
+    st.text_input("Access word", type="password", key="typed word", autocomplete="off", width=460)

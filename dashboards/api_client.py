@@ -13,7 +13,8 @@ import msgspec
 
 from dashboards.settings import KEY_FILE_VARIABLE, Settings, SettingsRefused, operator_key
 
-# Answers are read by name; fields that this dashboard does not know are passed over, so that an API may grow before it does.
+# Answers are read by name. Fields that this dashboard does not know are passed over, so that an API may grow before it does; a
+# null says that something is not known, and reads as the field's default.
 
 
 class Rule(msgspec.Struct, frozen=True):
@@ -90,22 +91,21 @@ class Session(msgspec.Struct, frozen=True):
 
 
 class Statement(msgspec.Struct, frozen=True):
-    at: datetime
+    started_at: datetime
     session: str
     agent: str
     execution: int = 0
     connection: str = ""
     text: str = ""
     text_mode: str = "full"
-    text_bytes: int = 0
     fingerprint: str = ""
     verbs: tuple[str, ...] = ()
     relations: tuple[str, ...] = ()
     functions: tuple[str, ...] = ()
-    decision: str = ""
+    decision: str = ""  # allow | deny
     rule: str = ""
     reason: str = ""
-    outcome: str | None = None
+    outcome: str = ""  # "" while it runs
     sqlstate: str = ""
     tag: str = ""
     rows: int | None = None
@@ -128,6 +128,8 @@ class Moment(msgspec.Struct, frozen=True):
 
 
 class Rate(msgspec.Struct, frozen=True):
+    """One agent's minute. `statements` were let through; `denied` were not, and are not among them."""
+
     minute_at: datetime
     agent: str
     statements: int = 0
@@ -233,8 +235,8 @@ class Client:
     def _get(self, path: str, params: Mapping[str, str], kind: type[T]) -> T:
         body = self._exchange("GET", path, params={name: value for name, value in params.items() if value})
         try:
-            return msgspec.json.decode(body, type=kind)
-        except msgspec.MsgspecError as error:
+            return msgspec.convert(_known(msgspec.json.decode(body)), type=kind)
+        except (msgspec.MsgspecError, RecursionError) as error:
             # the error names the field and its type, never the value
             raise ApiUnreachable(
                 f"The API's answer to {path.rpartition('/')[0] or path} is not what this dashboard expects ({error}).",
@@ -296,6 +298,13 @@ class Client:
         if not 200 <= status < 300:
             raise ApiRefused(_sentence(bytes(body), status))
         return bytes(body)
+
+
+def _known(value: object) -> object:
+    """Without the fields that are null."""
+    if isinstance(value, dict):
+        return {name: _known(item) for name, item in value.items() if item is not None}
+    return [_known(item) for item in value] if isinstance(value, list) else value
 
 
 _PAGES_MAX = 20  # of agents or grants; a house with more needs a search, not a longer list

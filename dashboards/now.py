@@ -142,14 +142,14 @@ def session_row(session: Session) -> Row:
 def refusal_row(statement: Statement) -> Row:
     return Row(
         id=statements.statement_id(statement),
-        cells=(Time(statement.at), Text(statement.agent, "strong"), Sql(statement.text), Text(statement.reason)),
+        cells=(Time(statement.started_at), Text(statement.agent, "strong"), Sql(statement.text), Text(statement.reason)),
         detail=statements.statement_detail(statement),
     )
 
 
 @dataclass(slots=True)
 class _Minutes:
-    statements: list[int]
+    asked: list[int]  # let through or refused
     denied: list[int]
     errors: int = 0
     rows: int = 0
@@ -164,36 +164,36 @@ def rate_rows(rates: Sequence[Rate], now: datetime) -> list[Row]:
         if not 0 <= age < RATE_MINUTES:
             continue  # a minute that began after this page was asked for, or the one that just fell off
         minutes = agents.setdefault(rate.agent, _Minutes([0] * RATE_MINUTES, [0] * RATE_MINUTES))
-        minutes.statements[RATE_MINUTES - 1 - age] += rate.statements
-        minutes.denied[RATE_MINUTES - 1 - age] += min(rate.denied, rate.statements)
+        minutes.asked[RATE_MINUTES - 1 - age] += rate.statements + rate.denied
+        minutes.denied[RATE_MINUTES - 1 - age] += rate.denied
         minutes.errors += rate.errors
         minutes.rows += rate.rows
-    maximum = max((max(minutes.statements) for minutes in agents.values()), default=0)
+    maximum = max((max(minutes.asked) for minutes in agents.values()), default=0)
     times = [(newest - timedelta(minutes=RATE_MINUTES - 1 - index)).strftime("%H:%M") for index in range(RATE_MINUTES)]
-    busiest = sorted(agents.items(), key=lambda item: (-sum(item[1].statements), item[0]))
+    busiest = sorted(agents.items(), key=lambda item: (-sum(item[1].asked), item[0]))
     return [_rate_row(agent, minutes, maximum, times) for agent, minutes in busiest]
 
 
 def _rate_row(agent: str, minutes: _Minutes, maximum: int, times: Sequence[str]) -> Row:
     titles = tuple(
         f"{time} UTC: {plural(count, 'statement')}, {number(denied)} refused"
-        for time, count, denied in zip(times, minutes.statements, minutes.denied, strict=True)
+        for time, count, denied in zip(times, minutes.asked, minutes.denied, strict=True)
     )
-    total, denied = sum(minutes.statements), sum(minutes.denied)
+    total, denied = sum(minutes.asked), sum(minutes.denied)
     return Row(
         id=agent,
         cells=(
             Text(agent, "strong"),
             Bars(
-                tuple(minutes.statements),
+                tuple(minutes.asked),
                 tuple(minutes.denied),
                 titles,
                 maximum,
                 f"{agent}: {plural(total, 'statement')} in {len(times)} minutes, {number(denied)} refused",
             ),
-            Number(number(minutes.statements[-1])),
+            Number(number(minutes.asked[-1])),
             Number(number(total / len(times))),
-            Number(number(max(minutes.statements))),
+            Number(number(max(minutes.asked))),
             Number(number(denied), "bad" if denied else "faint"),
             Number(number(minutes.errors), "warn" if minutes.errors else "faint"),
             Number(number(minutes.rows / len(times))),

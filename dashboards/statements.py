@@ -121,7 +121,7 @@ def _first_page() -> None:
 
 def _paging(following: str | None, before: str, shown: int) -> None:
     with st.container(horizontal=True, vertical_alignment="center", key="paging"):
-        if st.button("Newest", disabled=not before, key="newest"):
+        if st.button("Newest", key="newest"):
             _first_page()
             st.rerun()
         if st.button("Older", disabled=not following, key="older"):
@@ -150,7 +150,7 @@ def statement_row(statement: Statement) -> Row:
     return Row(
         id=statement_id(statement),
         cells=(
-            Time(statement.at),
+            Time(statement.started_at),
             Text(statement.agent, "strong"),
             result(statement),
             _sql(statement),
