@@ -52,4 +52,3 @@ def _config(arguments: argparse.Namespace) -> Config | None:
     for warning in config.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     return config
-
