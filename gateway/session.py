@@ -122,7 +122,7 @@ _WHOLE: Final = frozenset(b"CEZS")
 _SERVER_BODY_MAX: Final = 2**20  # of those that are read whole
 
 _BIND_NAMES_MAX: Final = 5 + 2 * 64
-_OUTSIDE_COPY: Final = frozenset(b"QPBDECHSF")
+_FRONTEND: Final = frozenset(b"QPBDECHSXFdcf")  # what may come after login; a later protocol's additions could carry SQL
 
 
 class Session:
@@ -233,6 +233,8 @@ class Session:
             length = int.from_bytes(buffer[at + 1 : at + 5], "big")
             if length < 4 or length > settings.message_bytes_max:
                 raise ProtocolViolation(f"message of type {chr(kind)!a} has an impossible length")
+            if kind not in _FRONTEND:
+                raise ProtocolViolation(f"message type {chr(kind)!a} is not known here")
             end = at + 1 + length
 
             if kind == _COPY_DATA:

@@ -1,0 +1,50 @@
+# Two commands matter: `make up` runs everything, `make test` tests it. `make check` is CI.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+TESTS ?= tests
+
+.PHONY: up test check format lint types contracts promises slow bench clean
+
+up: $(VENV)/runtime
+	@$(BIN)/pgwarden up $(ARGS)
+
+test: $(VENV)/development
+	@$(BIN)/python -m pytest $(TESTS) $(ARGS)
+
+check: format lint types contracts promises test
+
+format: $(VENV)/development
+	@$(BIN)/ruff format --check .
+
+lint: $(VENV)/development
+	@$(BIN)/ruff check .
+
+types: $(VENV)/development
+	@$(BIN)/mypy
+
+contracts: $(VENV)/development
+	@$(BIN)/lint-imports --no-cache
+
+promises: $(VENV)/development
+	@$(BIN)/python tests/promises.py
+
+bench: $(VENV)/development
+	@$(BIN)/python -m bench $(ARGS)
+
+$(VENV)/runtime: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pgwarden needs Python 3.11 or newer: make PYTHON=python3.11 $(MAKECMDGOALS)")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	@$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/development: $(VENV)/runtime
+	@$(BIN)/python -m pip install --quiet --group dev
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

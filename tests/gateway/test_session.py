@@ -1,0 +1,396 @@
+"""The conversation without sockets: bytes in, commands out, at every split of the stream."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.session import Analyze, Close, Command, Kill, Record, Session, ToClient, ToServer
+from gateway.settings import Durability, GatewaySettings
+from gateway.wire import messages
+from gateway.wire.messages import message
+from identity.scope import Authority, LiveGrant
+from ingest import sql
+from ingest.events import (
+    Rule,
+    Scope,
+    StatementDefined,
+    StatementDenied,
+    StatementEvent,
+    StatementFinished,
+    StatementStarted,
+)
+from ingest.sql import Script, Unparsable
+
+READ = LiveGrant("g-1", "reporter", Scope("shop", (Rule("public", ("orders",), ("select",)),)), "oscar", 0)
+WRITE = LiveGrant("g-2", "reporter", Scope("shop", (Rule("public", ("orders",), ("select", "delete")),)), "oscar", 0)
+
+
+def _authority(*grants: LiveGrant) -> Authority:
+    return Authority("reporter", "shop", ("public",), grants)
+
+
+def q(text: str) -> bytes:
+    return messages.query(text)
+
+
+def p(text: str, name: str = "") -> bytes:
+    return messages.parse(name, text)
+
+
+def b(name: str = "", portal: str = "") -> bytes:
+    return message(b"B", portal.encode() + b"\0" + name.encode() + b"\0" + struct.pack("!hhh", 0, 0, 0))
+
+
+def e(portal: str = "", rows: int = 0) -> bytes:
+    return message(b"E", portal.encode() + b"\0" + struct.pack("!i", rows))
+
+
+S = messages.SYNC
+PARSED, BOUND, SUSPENDED, EMPTY = message(b"1", b""), message(b"2", b""), message(b"s", b""), message(b"I", b"")
+
+
+def z(status: bytes = b"I") -> bytes:
+    return message(b"Z", status)
+
+
+def c(tag: str) -> bytes:
+    return message(b"C", tag.encode() + b"\0")
+
+
+def error(sqlstate: str, text: str) -> bytes:
+    return message(b"E", b"SERROR\0VERROR\0C" + sqlstate.encode() + b"\0M" + text.encode() + b"\0\0")
+
+
+ROW = message(b"D", struct.pack("!hi", 1, 1) + b"1")
+
+
+@dataclass
+class Talk:
+    durability: Durability = "group"
+    settings: GatewaySettings = field(default_factory=GatewaySettings)
+    analyze: Callable[[str], Script | Unparsable | None] = sql.parse
+    watched: dict[str, str] = field(default_factory=dict)
+    commands: list[Command] = field(default_factory=list)
+    clock: int = 1_000
+
+    def __post_init__(self) -> None:
+        self.core = Session(
+            _authority(READ), 1, self.durability, self.settings, self.analyze, lambda: frozenset({"leaky"}), self.watched
+        )
+
+    def client(self, *parts: bytes) -> list[Command]:
+        return self._heard([self.core.from_client(part, 7, self._tick()) for part in parts])
+
+    def server(self, *parts: bytes) -> list[Command]:
+        return self._heard([self.core.from_server(part, 8, self._tick()) for part in parts])
+
+    def _tick(self) -> int:
+        self.clock += 10
+        return self.clock
+
+    def _heard(self, answers: list[list[Command]]) -> list[Command]:
+        new = [command for answer in answers for command in answer]
+        self.commands.extend(new)
+        return new
+
+    @property
+    def to_server(self) -> bytes:
+        return b"".join(command.data for command in self.commands if isinstance(command, ToServer))
+
+    @property
+    def to_client(self) -> bytes:
+        return b"".join(command.data for command in self.commands if isinstance(command, ToClient))
+
+    def facts(self, *kinds: type) -> list[StatementEvent]:
+        return [command.event for command in self.commands if isinstance(command, Record) and (not kinds or isinstance(command.event, kinds))]
+
+
+@pytest.fixture
+def talk() -> Talk:
+    return Talk()
+
+
+def test_an_allowed_query_is_recorded_before_its_bytes_go_on_unchanged(talk: Talk) -> None:
+    commands = talk.client(q("SELECT id FROM orders"))
+    assert [type(command) for command in commands] == [Record, Record, ToServer]
+    assert talk.to_server == q("SELECT id FROM orders")
+    talk.server(ROW + ROW + c("SELECT 2") + z())
+    (finished,) = talk.facts(StatementFinished)
+    assert isinstance(finished, StatementFinished)
+    assert (finished.outcome, finished.rows, finished.tag) == ("ok", 2, "SELECT 2")
+
+
+@pytest.mark.parametrize(("durability", "to_server", "to_client"), [("fast", False, False), ("group", False, True), ("strict", True, True)])
+def test_what_waits_for_the_record_at_each_level(durability: Durability, to_server: bool, to_client: bool) -> None:
+    talk = Talk(durability)
+    (sent,) = [command for command in talk.client(q("SELECT 1")) if isinstance(command, ToServer)]
+    (answered,) = [command for command in talk.server(c("SELECT 1") + z()) if isinstance(command, ToClient)]
+    assert (sent.held, answered.held) == (to_server, to_client)
+
+
+def test_a_refused_query_is_replaced_and_its_error_too(talk: Talk) -> None:
+    talk.client(q("DELETE FROM orders"))
+    assert b"DELETE" not in talk.to_server
+    (denied,) = talk.facts(StatementDenied)
+    assert isinstance(denied, StatementDenied)
+    assert denied.sqlstate == "42501"
+    talk.server(error("42601", 'syntax error at or near "pgwarden_refused_1"') + z())
+    fields = messages.error_fields(talk.to_client[5:])
+    assert fields["C"] == "42501"
+    assert "delete" in fields["M"]
+    assert talk.to_client.endswith(z())
+
+
+def test_messages_before_a_refused_one_go_first(talk: Talk) -> None:
+    talk.client(q("SELECT 1") + q("DELETE FROM orders") + q("SELECT 2"))
+    assert talk.to_server == q("SELECT 1") + q("pgwarden_refused_1") + q("SELECT 2")
+
+
+def test_after_a_refused_parse_nothing_reaches_the_server_up_to_the_sync(talk: Talk) -> None:
+    talk.client(p("SELECT 1") + b() + e() + p("DELETE FROM orders") + b() + e() + p("SELECT 2") + b() + e() + S + q("SELECT 3"))
+    refused = p("pgwarden_refused_1", "pgwarden_refused_1")
+    assert talk.to_server == p("SELECT 1") + b() + e() + refused + S + q("SELECT 3")
+
+
+def test_a_statement_prepared_under_a_wider_grant_is_decided_anew_when_it_is_used(talk: Talk) -> None:
+    talk.core.authorize(_authority(WRITE), 2)
+    talk.client(p("DELETE FROM orders", "d") + S)
+    talk.server(PARSED + z())
+    talk.core.authorize(_authority(READ), 3)
+    talk.client(b("d") + e() + S)
+    assert talk.to_server.endswith(p("pgwarden_refused_1", "pgwarden_refused_1") + S)
+
+
+def test_a_portal_opened_under_a_wider_grant_gives_no_more_rows(talk: Talk) -> None:
+    talk.core.authorize(_authority(WRITE), 2)
+    talk.client(p("DELETE FROM orders RETURNING id") + b() + e("", 1) + message(b"H", b""))
+    talk.server(PARSED + BOUND + ROW + SUSPENDED)
+    talk.core.authorize(_authority(READ), 3)
+    talk.client(e("", 1) + S)
+    assert talk.to_server.endswith(p("pgwarden_refused_1", "pgwarden_refused_1") + S)
+
+
+def test_an_unknown_statement_name_is_not_asked_of_the_server(talk: Talk) -> None:
+    talk.client(b("nothing") + e() + S)
+    assert b"nothing" not in talk.to_server
+    (denied,) = talk.facts(StatementDenied)
+    assert isinstance(denied, StatementDenied)
+    assert denied.sqlstate == "26000"
+
+
+def test_sql_prepare_and_the_protocols_bind_share_their_names(talk: Talk) -> None:
+    talk.client(q("PREPARE s AS SELECT id FROM orders"))
+    talk.server(c("PREPARE") + z())
+    talk.client(b("s") + e() + S)
+    assert not talk.facts(StatementDenied)
+    talk.server(BOUND + c("SELECT 0") + z())
+    talk.client(q("EXECUTE s"))
+    assert not talk.facts(StatementDenied)
+    talk.server(c("SELECT 0") + z())
+    talk.client(q("DEALLOCATE s"))
+    talk.server(c("DEALLOCATE") + z())
+    talk.client(q("EXECUTE s"))
+    assert len(talk.facts(StatementDenied)) == 1
+
+
+def test_a_prepared_write_is_refused_when_it_is_prepared(talk: Talk) -> None:
+    talk.client(q("PREPARE s AS DELETE FROM orders"))
+    assert len(talk.facts(StatementDenied)) == 1
+
+
+def test_a_fastpath_call_is_refused(talk: Talk) -> None:
+    call = message(b"F", struct.pack("!ihhh", 2626, 0, 0, 0))
+    talk.client(call + q("SELECT 1"))
+    assert talk.to_server == q("pgwarden_refused_1") + q("SELECT 1")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"Q\0\0\0\3",
+        b"Q\xff\xff\xff\xff",
+        message(b"Q", b"SELECT 1\0; DROP TABLE x\0"),
+        message(b"Q", b"SELECT 1"),
+        message(b"Q", b"\xff\0"),
+        message(b"p", b"again\0"),
+        message(b"?", b""),
+        message(b"E", b"x" * 20_000 + b"\0\0\0\0\0"),
+        struct.pack("!ii", 8, 80877103),
+    ],
+)
+def test_a_broken_message_ends_the_session_and_forwards_nothing(talk: Talk, data: bytes) -> None:
+    commands = talk.client(data)
+    assert isinstance(commands[-1], Close)
+    assert talk.to_server == b""
+    assert talk.client(q("SELECT 1")) == []
+
+
+def test_a_name_that_postgres_would_cut_short_is_refused(talk: Talk) -> None:
+    talk.client(p("SELECT 1", "x" * 64) + S)
+    assert len(talk.facts(StatementDenied)) == 1
+
+
+def test_nothing_is_forwarded_that_cannot_be_recorded(talk: Talk) -> None:
+    talk.client(p("SELECT 1", "s") + S)
+    talk.server(PARSED + z())
+    talk.core.recording_reason = "the disk is full"
+    before = talk.to_server
+    talk.client(q("SELECT 1") + b("s") + e() + S)
+    assert q("SELECT 1") not in talk.to_server[len(before) :]
+    assert [event.sqlstate for event in talk.facts(StatementDenied) if isinstance(event, StatementDenied)] == ["58030", "58030"]
+    talk.server(error("42601", "pgwarden_refused_1") + z())
+    talk.server(BOUND + error("42601", "pgwarden_refused_2") + z())
+    talk.core.recording_reason = ""
+    talk.client(q("SELECT 1"))
+    assert talk.to_server.endswith(q("SELECT 1"))
+
+
+def test_a_long_text_waits_for_its_parser_and_everything_behind_it_too() -> None:
+    talk = Talk(analyze=lambda text: None if "long" in text else sql.parse(text))
+    commands = talk.client(q("SELECT 1") + q("SELECT 'long'") + q("SELECT 2"))
+    assert [command for command in commands if isinstance(command, Analyze)] == [Analyze("SELECT 'long'")]
+    assert talk.to_server == q("SELECT 1")
+    assert talk.client(q("SELECT 3")) == []
+    talk.commands.extend(talk.core.analyzed(sql.parse("SELECT 'long'"), 9, 9))
+    assert talk.to_server == q("SELECT 1") + q("SELECT 'long'") + q("SELECT 2") + q("SELECT 3")
+
+
+def test_a_watched_parameter_that_changes_ends_the_session() -> None:
+    talk = Talk(watched={"session_authorization": "app"})
+    talk.client(q("SELECT 1"))
+    commands = talk.server(message(b"S", b"session_authorization\0postgres\0") + c("SELECT 1") + z())
+    assert any(isinstance(command, Kill) for command in commands)
+
+
+def test_an_answer_that_cannot_be_followed_ends_the_session(talk: Talk) -> None:
+    commands = talk.server(c("SELECT 1"))
+    assert [type(command) for command in commands] == [Kill]
+
+
+def test_each_text_is_defined_once_and_each_run_recorded(talk: Talk) -> None:
+    for _ in range(3):
+        talk.client(q("SELECT id FROM orders"))
+        talk.server(c("SELECT 0") + z())
+    assert len(talk.facts(StatementDefined)) == 1
+    assert len(talk.facts(StatementStarted)) == 3
+
+
+def test_fingerprints_only_where_the_policy_says_so() -> None:
+    talk = Talk(settings=GatewaySettings(statement_text="fingerprint"))
+    talk.client(q("SELECT id FROM orders WHERE note = 'secret'"))
+    (defined,) = talk.facts(StatementDefined)
+    assert isinstance(defined, StatementDefined)
+    assert defined.text == ""
+    assert len(defined.fingerprint) == 16
+
+
+CONVERSATION = (
+    q("SELECT 1")
+    + p("SELECT id FROM orders", "s")
+    + b("s")
+    + e()
+    + S
+    + q("DELETE FROM orders")
+    + p("DELETE FROM orders")
+    + b()
+    + e()
+    + S
+    + q("")
+    + message(b"F", b"x" * 50)
+    + b("s")
+    + e()
+    + S
+    + message(b"d", b"stray data")
+    + q("SELECT 2; SELECT 3")
+)
+ANSWERS = (
+    ROW
+    + c("SELECT 1")
+    + z()
+    + PARSED
+    + BOUND
+    + ROW
+    + ROW
+    + c("SELECT 2")
+    + z()
+    + error("42601", 'at "pgwarden_refused_1"')
+    + z()
+    + error("42601", 'at "pgwarden_refused_2"')
+    + z()
+    + EMPTY
+    + z()
+    + error("42601", 'at "pgwarden_refused_3"')
+    + z()
+    + BOUND
+    + error("22012", "division by zero")
+    + z()
+    + c("SELECT 1")
+    + c("SELECT 1")
+    + z()
+)
+
+
+def _told(events: list[StatementEvent]) -> list[object]:
+    """What does not depend on the clock."""
+    return [
+        (event.execution, event.outcome, event.sqlstate, event.rows, event.bytes_out) if isinstance(event, StatementFinished) else event
+        for event in events
+    ]
+
+
+def test_every_split_of_the_stream_tells_the_same_story() -> None:
+    whole = Talk()
+    whole.client(CONVERSATION)
+    whole.server(ANSWERS)
+    for at in range(1, len(CONVERSATION)):
+        talk = Talk()
+        talk.client(CONVERSATION[:at], CONVERSATION[at:])
+        assert talk.to_server == whole.to_server
+        assert talk.facts() == [event for event in whole.facts() if not isinstance(event, StatementFinished)]
+    for at in range(1, len(ANSWERS)):
+        talk = Talk()
+        talk.client(CONVERSATION)
+        talk.server(ANSWERS[:at], ANSWERS[at:])
+        assert talk.to_client == whole.to_client
+        assert _told(talk.facts()) == _told(whole.facts())
+
+
+def test_the_story_told_byte_by_byte_is_the_same() -> None:
+    whole, single = Talk(), Talk()
+    whole.client(CONVERSATION)
+    whole.server(ANSWERS)
+    single.client(*(CONVERSATION[at : at + 1] for at in range(len(CONVERSATION))))
+    single.server(*(ANSWERS[at : at + 1] for at in range(len(ANSWERS))))
+    assert single.to_server == whole.to_server
+    assert single.to_client == whole.to_client
+    assert _told(single.facts()) == _told(whole.facts())
+    assert [event.outcome for event in whole.facts(StatementFinished) if isinstance(event, StatementFinished)] == [
+        "ok",
+        "ok",
+        "ok",
+        "error",
+        "ok",
+        "ok",
+    ]
+
+
+@settings(max_examples=300)
+@given(st.lists(st.one_of(st.binary(max_size=30), st.sampled_from([q("SELECT 1"), p("SELECT 1"), b(), e(), S, q("DROP TABLE orders")])), max_size=12))
+def test_whatever_a_client_sends_no_undecided_text_is_forwarded(parts: list[bytes]) -> None:
+    talk = Talk()
+    talk.client(*parts)
+    assert b"DROP" not in talk.to_server
+
+
+@settings(max_examples=300)
+@given(st.lists(st.binary(max_size=30), max_size=8))
+def test_whatever_a_server_sends_ends_at_worst_in_a_kill(parts: list[bytes]) -> None:
+    talk = Talk()
+    talk.client(q("SELECT 1"))
+    talk.server(*parts)
