@@ -1,0 +1,267 @@
+"""The processors in this process: the log's frames to enforcement at once, and to the tables a few times a second.
+
+The two read the log each for itself, so that neither a slow commit nor a broken table holds a revocation back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final
+
+from analytics import enforcement
+from analytics.settings import AnalyticsSettings
+from analytics.store import Batch, Store, TablesBroken
+from ingest.events import TOPICS, Frame, SessionEndOrdered
+from ingest.follow import Follower, Gap, log_gap
+from ingest.log import EventLog, LogCorrupt, LogUnavailable, Partition, Record
+
+Order = Callable[[SessionEndOrdered], Awaitable[None]]
+"""Returns once the order is durable in topic `commands`; raises LogUnavailable when it may not be: it is called again."""
+
+ENFORCED: Final = ("identity", "sessions")
+ORDERS_AT_ONCE: Final = 256
+RETRY_SECONDS: Final = 0.25  # after the log was not available
+BROKEN_RETRY_SECONDS: Final = 5.0  # after it was corrupt: a person must act
+START_OVER_SECONDS_MIN: Final = 600.0  # a second failure sooner is no accident of the disk
+
+_log: Final = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    records: int  # in the log and not in the tables
+    seconds: float  # since the tables last held all of the log; 0 when they do
+    enforcement_records: int  # in the log and not weighed by enforcement
+    orders_pending: int  # concluded and not yet durable
+    live_sessions: int  # as enforcement sees them
+    projection_error: str  # "" when all is well
+    enforcement_error: str
+
+    @property
+    def healthy(self) -> bool:
+        return not self.projection_error and not self.enforcement_error
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1000
+
+
+class Runner:
+    """One a process, on one loop. It closes neither the log nor the store."""
+
+    def __init__(
+        self,
+        log: EventLog,
+        store: Store,
+        order: Order,
+        settings: AnalyticsSettings,
+        now_us: Callable[[], int] = _now_us,
+    ) -> None:
+        self._log = log
+        self._store = store
+        self._order = order
+        self._settings = settings
+        self._now_us = now_us
+        self._state = enforcement.State()
+        self._replaying = True
+        self._pending: dict[str, SessionEndOrdered] = {}
+        self._news = asyncio.Event()
+        self._projected: dict[Partition, int] = {}
+        self._weighed: dict[Partition, int] = {}
+        self._current_at = time.monotonic()
+        self._progress = asyncio.Condition()
+        self._projection_error = ""
+        self._enforcement_error = ""
+
+    async def run(self) -> None:
+        """Until cancelled. A log that cannot be read is tried again, and told by lag(); only our own mistakes are raised."""
+        if self._store.notice:
+            _log.warning("%s", self._store.notice)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._enforce(), name="enforce")
+            tasks.create_task(self._tick(), name="tick")
+            tasks.create_task(self._deliver(), name="deliver orders")
+            tasks.create_task(self._project(), name="project")
+
+    def lag(self) -> Lag:
+        behind = self._behind(self._projected, TOPICS)
+        now = time.monotonic()
+        if not behind:
+            self._current_at = now
+        return Lag(
+            records=behind,
+            seconds=now - self._current_at,
+            enforcement_records=self._behind(self._weighed, ENFORCED),
+            orders_pending=len(self._pending),
+            live_sessions=len(self._state.sessions),
+            projection_error=self._projection_error,
+            enforcement_error=self._enforcement_error,
+        )
+
+    async def caught_up(self) -> None:
+        """Return once the tables hold all that is in the log now, and enforcement has weighed it."""
+        ends = {place: end for topic in TOPICS for place, end in self._log.end_offsets(topic).items()}
+
+        def reached() -> bool:
+            return all(
+                self._projected.get(place, 0) >= end and (place[0] not in ENFORCED or self._weighed.get(place, 0) >= end)
+                for place, end in ends.items()
+            )
+
+        async with self._progress:
+            await self._progress.wait_for(reached)
+
+    def _behind(self, offsets: dict[Partition, int], topics: tuple[str, ...]) -> int:
+        return sum(max(0, end - offsets.get(place, 0)) for topic in topics for place, end in self._log.end_offsets(topic).items())
+
+    async def _tell(self) -> None:
+        async with self._progress:
+            self._progress.notify_all()
+
+    # -- enforcement -----------------------------------------------------------------------------------------------------------
+
+    async def _enforce(self) -> None:
+        follower: Follower | None = None
+        while True:
+            try:
+                if follower is None:
+                    follower = Follower(self._log, ENFORCED, {}, on_gap=lambda _: None)  # the other reader tells of gaps
+                    ends = {place: end for topic in ENFORCED for place, end in self._log.end_offsets(topic).items()}
+                frames = await follower.poll(self._settings.poll_records_max, 1.0)
+            except LogUnavailable as error:
+                self._enforcement_error = f"the log cannot be read: {error}"
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            except LogCorrupt as error:
+                if not self._enforcement_error:
+                    _log.critical("enforcement stopped: %s", error)
+                self._enforcement_error = f"the log is damaged: {error}"
+                await asyncio.sleep(BROKEN_RETRY_SECONDS)
+                continue
+            self._enforcement_error = ""
+            now_us = self._now_us()
+            for _, frame in frames:
+                for _, event in frame.events:
+                    self._state, orders = enforcement.step(self._state, event, frame.writer, frame.boot, now_us)
+                    self._add(orders)
+            self._weighed = dict(follower.offsets)
+            if self._replaying and all(follower.offsets.get(place, 0) >= end for place, end in ends.items()):
+                # What was ordered in the past is of interest only where the session lives on: then it is ordered once more.
+                self._replaying = False
+                self._news.set()
+            if frames:
+                await self._tell()
+
+    async def _tick(self) -> None:
+        interval = self._settings.tick_interval_ms / 1000
+        while True:
+            await asyncio.sleep(interval)
+            if not self._replaying:
+                self._state, orders = enforcement.tick(self._state, self._now_us())
+                self._add(orders)
+
+    def _add(self, orders: enforcement.Effects) -> None:
+        for order in orders:
+            self._pending[order.order] = order
+        if orders and not self._replaying:
+            self._news.set()
+        if len(self._pending) > self._settings.orders_pending_max:
+            self._pending = {name: order for name, order in self._pending.items() if order.session in self._state.sessions}
+            if len(self._pending) > self._settings.orders_pending_max:
+                raise RuntimeError(f"{len(self._pending)} sessions must end and none of the orders could be recorded")
+
+    async def _deliver(self) -> None:
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            self._pending = {name: order for name, order in self._pending.items() if order.session in self._state.sessions}
+            while self._pending:
+                orders = list(self._pending.values())[:ORDERS_AT_ONCE]
+                results = await asyncio.gather(*(self._order(order) for order in orders), return_exceptions=True)
+                failed = False
+                for order, result in zip(orders, results, strict=True):
+                    if result is None:
+                        self._pending.pop(order.order, None)
+                    elif isinstance(result, LogUnavailable):
+                        failed = True
+                    else:
+                        raise result
+                if failed:
+                    await asyncio.sleep(RETRY_SECONDS)
+                    self._pending = {name: o for name, o in self._pending.items() if o.session in self._state.sessions}
+
+    # -- projection ------------------------------------------------------------------------------------------------------------
+
+    async def _project(self) -> None:
+        started_over_at = -START_OVER_SECONDS_MIN
+        while True:
+            try:
+                await self._project_until_broken()
+            except LogUnavailable as error:
+                self._projection_error = f"the log cannot be read: {error}"
+                await asyncio.sleep(RETRY_SECONDS)
+            except LogCorrupt as error:
+                if not self._projection_error:
+                    _log.critical("the tables stand still: %s", error)
+                self._projection_error = f"the log is damaged: {error}"
+                await asyncio.sleep(BROKEN_RETRY_SECONDS)
+            except MemoryError as error:
+                self._projection_error = f"not enough memory for the tables: {error}"
+                await asyncio.sleep(RETRY_SECONDS)
+            except TablesBroken as error:
+                self._projection_error = f"the tables are broken: {error}"
+                _log.critical("%s", self._projection_error)
+                if time.monotonic() - started_over_at < START_OVER_SECONDS_MIN:
+                    await asyncio.sleep(BROKEN_RETRY_SECONDS)
+                    continue
+                started_over_at = time.monotonic()
+                await asyncio.to_thread(self._store.start_over, str(error))
+                _log.warning("%s", self._store.notice)
+
+    async def _project_until_broken(self) -> None:
+        offsets, seen = await asyncio.to_thread(lambda: (self._store.offsets(), self._store.seen()))
+        self._projected = offsets
+        gaps: list[Gap] = []
+
+        def on_gap(gap: Gap) -> None:
+            log_gap(gap)
+            gaps.append(gap)
+
+        follower = Follower(self._log, TOPICS, offsets, seen, on_gap)
+        try:
+            await self._follow(follower, gaps)
+        finally:
+            follower.close()
+
+    async def _follow(self, follower: Follower, gaps: list[Gap]) -> None:
+        interval = self._settings.commit_interval_ms / 1000
+        committed_at = time.monotonic() - interval
+        batch: list[tuple[Record, Frame]] = []
+        events = 0
+        while True:
+            wait = 1.0 if not batch else max(0.0, committed_at + interval - time.monotonic())
+            frames = await follower.poll(self._settings.poll_records_max, wait)
+            self._projection_error = ""
+            batch += frames
+            events += sum(len(frame.events) for _, frame in frames)
+            if not batch:
+                self._projected = dict(follower.offsets)
+                await self._tell()
+                continue
+            if events < self._settings.batch_events_max and time.monotonic() < committed_at + interval:
+                continue
+            offsets = dict(follower.offsets)
+            whole = Batch(batch, offsets, dict(follower.seen), tuple(gaps))
+            # Finished even when this task is cancelled meanwhile: the thread cannot be stopped halfway.
+            await asyncio.shield(asyncio.to_thread(self._store.ingest, whole))
+            batch, events = [], 0
+            gaps.clear()
+            committed_at = time.monotonic()
+            self._projected = offsets
+            if not self._behind(offsets, TOPICS):
+                self._current_at = committed_at
+            await self._tell()

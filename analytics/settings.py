@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class AnalyticsSettings:
+    directory: Path  # holds the tables, their lock and the snapshots for guarded SQL; all of it can be thrown away
+
+    # The projector
+    commit_interval_ms: int = 250  # a commit costs about 5 ms of CPU whatever its size; measured, docs/audit.md
+    batch_events_max: int = 20_000  # in one transaction, and what the last poll brought beyond it
+    poll_records_max: int = 200  # frames, each of at most about 100 events
+    threads: int = 1  # DuckDB's own; the gateway needs the cores
+    memory_max_mb: int = 512
+
+    # Enforcement
+    tick_interval_ms: int = 100  # expiries are found this late at most
+    orders_pending_max: int = 100_000  # one a live session; beyond it the runner stops with an error
+
+    # Named questions
+    question_seconds_max: float = 5.0
+    questions_at_once: int = 2
+    questions_waiting_max: int = 64
+    answer_rows_max: int = 1_000
+
+    # Guarded SQL
+    sql_bytes_max: int = 64 * 2**10  # 500,000 nested subqueries end the parser with a stack overflow: measured
+    sql_rows_max: int = 10_000
+    sql_answer_bytes_max: int = 8 * 2**20
+    sql_seconds_max: float = 5.0
+    sql_waiting_max: int = 8  # callers in line; each has at most one query
+    sql_memory_max_mb: int = 256
+    snapshot_age_seconds_min: float = 1.0  # an older snapshot is replaced before a query, if anything was committed since
+    snapshot_rest_factor: int = 20  # and rests this many times as long as copying it took
