@@ -125,7 +125,7 @@ def _one(agent: Agent, grants: Sequence[Grant]) -> None:
     notice = st.session_state.pop(_NOTICE, None)
     if isinstance(notice, Banner):
         ledger.banners([notice], key="notice")
-    ledger.facts(agent_facts(agent, now), key="facts")
+    ledger.facts(agent_facts(agent, now), key="facts", wide=True)
     _switch(agent)
     _endings(agent.agent, agent.state)
     _pending([grant for grant in grants if grant.state == "requested"])

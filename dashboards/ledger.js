@@ -112,6 +112,12 @@ function drawn(cell, nowMs) {
       made.append(element("span", "first", cell.text), element("span", "second faint", cell.below));
       return made;
     }
+    case "sql": {
+      const made = element("span", "");
+      made.append(element("span", "sql", cell.text));
+      if (cell.note) made.append(element("span", "faint aside", cell.note));
+      return made;
+    }
     case "paragraph": {
       const made = element("div", "paragraph");
       made.append(...cell.lines.map((line) => element("div", "", line)));
@@ -305,7 +311,11 @@ export default function (component) {
   else if (data.part === "strip") strip(root, data);
   else if (data.part === "banners") banners(root, data, data.now);
   else if (data.part === "heading") heading(root, data, data.now);
-  else if (data.part === "facts") root.replaceChildren(facts(data.facts, data.now));
+  else if (data.part === "facts") {
+    const list = facts(data.facts, data.now);
+    if (data.wide) list.classList.add("wide");
+    root.replaceChildren(list);
+  }
   const tick = () => {
     for (const since of root.querySelectorAll(".since")) since.textContent = relative(Number(since.dataset.at), now());
   };

@@ -36,6 +36,7 @@ class Mono:
 @dataclass(frozen=True, slots=True)
 class Sql:
     text: str
+    note: str = ""  # beside it, in words
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,8 +199,9 @@ def heading(title: str, *, key: str, below: str = "", mark: Mark | None = None) 
     _draw({"part": "heading", "title": visible(title), "below": visible(below), "mark": drawn}, key)
 
 
-def facts(pairs: Sequence[Fact], *, key: str) -> None:
-    _draw({"part": "facts", "facts": [_fact(pair) for pair in pairs]}, key)
+def facts(pairs: Sequence[Fact], *, key: str, wide: bool = False) -> None:
+    """Names and values, one pair a line; two where there is room for it."""
+    _draw({"part": "facts", "facts": [_fact(pair) for pair in pairs], "wide": wide}, key)
 
 
 def _draw(data: dict[str, _Json], key: str) -> object:
@@ -249,8 +251,8 @@ def _cell(cell: Cell, characters_max: int = CELL_CHARACTERS_MAX) -> dict[str, _J
             return {"kind": "text", "text": visible(short(text)), "tone": tone, "title": visible(title)}
         case Mono(text, tone):
             return {"kind": "mono", "text": visible(short(text)), "tone": tone}
-        case Sql(text):
-            return {"kind": "sql", "text": one_line(short(text))}
+        case Sql(text, note):
+            return {"kind": "sql", "text": one_line(short(text)), "note": visible(short(note))}
         case Number(text, tone):
             return {"kind": "number", "text": text, "tone": tone}
         case Time(at, none, fine):

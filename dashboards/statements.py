@@ -165,7 +165,7 @@ def statement_row(statement: Statement) -> Row:
 
 def _sql(statement: Statement) -> Sql | Text:
     if statement.text:
-        return Sql(statement.text)
+        return Sql(statement.text, statement.reason if statement.decision == "deny" else "")
     return Text(f"{' '.join(statement.verbs)} (only its fingerprint {statement.fingerprint or '?'} is kept)", "faint")
 
 
