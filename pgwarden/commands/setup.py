@@ -39,9 +39,7 @@ def init(arguments: argparse.Namespace) -> int:
         return 0
     print(f"Wrote {shown}.\n")
     print(f"The operator key of {operator}, shown this once and kept nowhere (the file holds its SHA-256):\n\n    {key}\n")
-    print(
-        "Keep it in a password store. Commands find it in the environment variable PGWARDEN_OPERATOR_KEY, or with --operator-key-file.\n"
-    )
+    print("Keep it in a password store. Commands take it from PGWARDEN_OPERATOR_KEY, or from --operator-key-file.\n")
     print("Still to do:")
     for problem in open_points:
         print(f"  {problem}")

@@ -1,0 +1,89 @@
+"""A piece of work on the API -> its exit code; and what every such command prints, as one JSON document or as tables."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import secrets
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+from pgwarden.api_client import ApiRefused, ApiUnreachable, BadUsage, Json, Place, call, find
+from pgwarden.printable import printable
+from pgwarden.tables import Column, duration_of, table, time_of, width
+
+
+def answered(arguments: argparse.Namespace, work: Callable[[Place], int]) -> int:
+    """Do `work` where the API is. Every way in which it may not answer becomes a sentence and an exit code."""
+    try:
+        place = find(arguments.api, arguments.operator_key_file, arguments.config, arguments.insecure_http)
+        return work(place)
+    except BadUsage as bad:
+        return failed(arguments, {"error": str(bad)}, 2)
+    except ApiRefused as refused:
+        return failed(arguments, refused.answer, 1)
+    except ApiUnreachable as unreachable:
+        return failed(arguments, {"error": str(unreachable)}, 3)
+
+
+def failed(arguments: argparse.Namespace, answer: Json, code: int) -> int:
+    if arguments.json:
+        print_json(answer)
+        return code
+    print(f"pgwarden: {printable(str(answer.get('error', 'it failed')), 1000)}", file=sys.stderr)
+    problems = answer.get("problems")
+    for problem in problems if isinstance(problems, list) else ():
+        print(f"  {printable(str(problem), 1000)}", file=sys.stderr)
+    return code
+
+
+def command(arguments: argparse.Namespace, place: Place, path: str, body: Json | None = None) -> Json:
+    """POST, under an Idempotency-Key, so that a call whose answer was lost can be repeated.
+
+    Raises:
+        ApiRefused, ApiUnreachable: As `call`; the second says how to repeat it.
+    """
+    key = arguments.idempotency_key or f"cli-{secrets.token_hex(16)}"
+    try:
+        return call(place, "POST", path, body, key)
+    except ApiUnreachable as unreachable:
+        raise ApiUnreachable(f"{unreachable}; repeat the command with --idempotency-key {printable(key)}") from unreachable
+
+
+def rows_of(answer: Json, key: str = "items") -> list[Json]:
+    """The list in an answer."""
+    items = answer.get(key)
+    return [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
+
+
+def show(arguments: argparse.Namespace, answer: Json, heads: Sequence[Column], rows: Sequence[Json], none: str) -> int:
+    """A list. `none` is what to say where it is empty."""
+    if arguments.json:
+        print_json(answer)
+        return 0
+    if not rows:
+        print(none)
+        return 0
+    print(table(heads, [shown(row) for row in rows], width()))
+    if answer.get("next") and hasattr(arguments, "before"):
+        print(f"more: --before {printable(str(answer['next']))}")
+    return 0
+
+
+def shown(row: Mapping[str, object]) -> Json:
+    """Times and durations as people read them: `..._at` and `..._us`."""
+    return {
+        key: time_of(value) if key.endswith("_at") else duration_of(value) if key.endswith("_us") else value
+        for key, value in row.items()
+    }
+
+
+def print_json(answer: Json) -> None:
+    # ASCII: JSON itself lets C1 control characters and bidirectional marks through.
+    print(json.dumps(answer, indent=2, ensure_ascii=True))
+
+
+def print_fields(fields: Mapping[str, object]) -> None:
+    size = max((len(name) for name in fields), default=0)
+    for name, value in fields.items():
+        print(f"{name + ':':{size + 1}} {value}")
