@@ -68,6 +68,7 @@ def parser() -> argparse.ArgumentParser:
         "-c", "--config", type=Path, metavar="FILE", help="front the databases of this configuration instead of a sample"
     )
     up.add_argument("--state", type=Path, metavar="FOLDER", help="without --config: where to keep everything (.pgwarden)")
+    up.add_argument("--port-base", type=_positive_whole, metavar="PORT", help="without --config: this port and the next three")
     up.add_argument(
         "--for", dest="for_seconds", type=_positive, metavar="SECONDS", help="end after so long, with 0 only if all parts worked"
     )

@@ -1,7 +1,6 @@
 """The ingestion agent: reads two tables with psycopg, its agent key proven by SCRAM. Now and then it looks at a third.
 
-Where and as whom it connects stands in libpq's own environment: PGHOST, PGPORT, PGDATABASE, PGUSER, PGPASSFILE, PGSSLMODE,
-PGSSLROOTCERT.
+Where and as whom it connects stands in a connection service of libpq: PGSERVICEFILE and PGSERVICE name it.
 """
 
 from __future__ import annotations

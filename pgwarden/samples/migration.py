@@ -1,6 +1,6 @@
 """The migration agent: makes, alters and fills tables of one schema through a psql of its own. Now and then it aims at another's.
 
-Where and as whom psql connects stands in libpq's own environment, as for ingestion.py.
+Where and as whom psql connects stands in a connection service of libpq, as for ingestion.py.
 """
 
 from __future__ import annotations
