@@ -167,7 +167,8 @@ async def _fetched(rules: IssuerRules, tls: ssl.SSLContext | None, settings: Key
         follow_redirects=False,  # CVE-2026-102267: a redirect leads to where the row does not
         trust_env=False,  # no proxy and no netrc that the configuration does not name
         headers={"Accept": "application/json", "Accept-Encoding": "identity"},  # 1 MB stays 1 MB
-        timeout=settings.fetch_seconds_max,
+        # a TLS handshake that stalls ends by httpx's own limit: cancelled by ours, it would leave its socket behind
+        timeout=httpx.Timeout(settings.fetch_seconds_max, connect=settings.fetch_seconds_max / 3),
     ) as client:
         jwks_uri = rules.jwks_uri or await _discovered(client, rules, settings)
         if isinstance(jwks_uri, Refusal):

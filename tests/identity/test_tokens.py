@@ -211,6 +211,24 @@ def test_what_is_not_the_compact_form_is_refused(change: str) -> None:
     assert isinstance(verify(change.format(signed(rfc9068())), STRICT, KEYS, NOW_US), Refusal)
 
 
+@pytest.mark.parametrize("header", [{"alg": 7}, {"alg": None}, {"typ": 7}, {"kid": 7}, {"kid": ["rsa-1"]}, {"kid": "k" * 513}])
+def test_a_header_of_another_shape_is_refused(header: dict[str, object]) -> None:
+    whole = {"alg": "RS256", "typ": "at+jwt", "kid": "rsa-1"} | header
+    token = signed(rfc9068(), header=json.dumps(whole).encode())
+    assert refused(token, STRICT) in ("alg, typ or kid is not a string", "kid is too long")
+    assert isinstance(peek(token), Refusal)
+
+
+@pytest.mark.parametrize("claims", [{"iss": 7}, {"iss": ["a"]}, {"sub": 7}, {"sub": {}}])
+def test_a_token_whose_issuer_or_subject_is_no_string_has_no_row(claims: dict[str, object]) -> None:
+    assert peek(signed(rfc9068(**claims))) == Refusal("the token's iss or sub is not a string")
+
+
+@pytest.mark.parametrize("jti", [7, "", "j" * 513, ["a"]])
+def test_a_jti_that_is_no_name_is_refused(jti: object) -> None:
+    assert refused(signed(rfc9068(jti=jti)), STRICT) == "jti is not a string of a fair length"
+
+
 def test_another_spelling_of_the_same_signature_is_refused() -> None:
     # the last character of 256 bytes in base64url carries 4 bits that mean nothing: one token, one text
     token = signed(rfc9068())
@@ -398,6 +416,12 @@ def test_a_key_that_cannot_verify_is_named_and_spoils_no_other() -> None:
     assert len(keys.ignored) == 8
     assert "1024 bits" in keys.ignored[0]
     assert "private part is published" in keys.ignored[2]
+
+
+@pytest.mark.parametrize("exponent", [0, 1, 2, 4, 2**32 + 1, 2**2047 + 1])
+def test_an_exponent_that_costs_or_proves_nothing_is_ignored(exponent: int) -> None:
+    keys = keys_of(RSA.jwk(e=b64(exponent.to_bytes(max(1, (exponent.bit_length() + 7) // 8)))))
+    assert keys.ignored == ("key 0: an RSA exponent that is not used",)
 
 
 @pytest.mark.parametrize(
