@@ -1,0 +1,277 @@
+"""`pgwarden api`: takes commands, orders the end of sessions, keeps the tables, answers. Writes identity, commands, findings."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Final, get_args
+
+import uvicorn
+import uvloop
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from analytics.runner import Runner
+from analytics.settings import AnalyticsSettings
+from analytics.store import Store, TablesBusy
+from identity import api as identity_api
+from identity import authentication
+from identity.api import Authenticate, guarded
+from identity.claims import OperatorClaims
+from identity.commands import Known
+from identity.keys import JwksCache
+from identity.operators import Operator, Operators
+from identity.refusal import Refusal
+from identity.registrar import Registrar, Unrecorded
+from identity.registry import Registry
+from identity.settings import loopback
+from ingest.events import IdentityEvent, SessionEndOrdered
+from ingest.follow import Follower
+from ingest.log import EventLog, LogCorrupt, LogLocked, LogUnavailable
+from ingest.log.segments import SegmentLog
+from ingest.recorder import Recorder
+from ingest.settings import LogSettings, RecorderSettings
+from pgwarden import first_agents
+from pgwarden.config import ApiConfig, Config
+
+WRITER: Final = "api"
+WRITTEN: Final = ("identity", "commands", "findings")
+FIRST_AGENTS_RETRY_SECONDS: Final = 1.0
+BACKLOG: Final = 128
+CONNECTIONS_MAX: Final = 256  # people, their scripts and one dashboard
+SHUTDOWN_SECONDS_MAX: Final = 3  # for answers that are under way; the supervisor kills after 8
+HEADER_BYTES_MAX: Final = 24 * 2**10  # a token of 16 KB is the largest that a row may allow
+
+# An answer is data for one caller: not kept, not guessed to be a page, not shown in one.
+SECURITY_HEADERS: Final = (
+    (b"cache-control", b"no-store"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-content-type-options", b"nosniff"),
+)
+
+_IDENTITY_EVENTS: Final = get_args(IdentityEvent)
+_log: Final = logging.getLogger("pgwarden.api")
+
+
+class CannotStart(Exception):
+    """The configuration asks for what this process does not do. Says what to write instead."""
+
+
+def run(config: Config) -> int:
+    """Exit status: 0 stopped as asked, 1 could not start or go on."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        return uvloop.run(_run(config))
+    except (CannotStart, OSError, LogCorrupt, LogLocked, LogUnavailable, TablesBusy) as error:
+        sys.stderr.write(f"pgwarden api: {error}\n")
+        return 1
+
+
+async def _run(config: Config) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    with contextlib.closing(listener(config.api)) as listening:
+        async with contextlib.AsyncExitStack() as closing:
+            config.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+            log = SegmentLog(config.state / "log", LogSettings())
+            closing.push_async_callback(log.close)
+            await log.claim(WRITTEN)  # a second API on this log ends here
+            recorder = Recorder(log, WRITER, now_us(), RecorderSettings())
+            closing.push_async_callback(recorder.close)
+            registrar = Registrar(Registry(), recorder, known(config), now_us)
+            await catch_up(log, registrar)
+            keys = JwksCache()
+            closing.push_async_callback(keys.close)
+            settings = AnalyticsSettings(config.state / "tables")
+            store = await asyncio.to_thread(Store.open, settings)
+            closing.push_async_callback(asyncio.to_thread, store.close)
+            runner = Runner(log, store, _ordering(recorder), settings)
+            app = application(registrar, authenticating(config, keys), ())
+            server = _Server(_uvicorn(app))
+            tasks = {
+                loop.create_task(runner.run(), name="runner"),
+                loop.create_task(server.serve([listening]), name="server"),
+            }
+            if (unrecorded := await first_agents.register(registrar, config.agents)) is not None:
+                # The API is wanted most when the log is in trouble: it answers, and goes on trying.
+                tasks.add(loop.create_task(_first_agents(registrar, config, unrecorded), name="first agents"))
+            _log.info("listening on http://%s:%s", *listening.getsockname()[:2])
+            return await _until(stop, tasks, server)
+
+
+async def _until(stop: asyncio.Event, tasks: set[asyncio.Task[None]], server: uvicorn.Server) -> int:
+    """Wait for a signal, or for the first part that fails; then end the server, and after it the rest."""
+    stopping = asyncio.get_running_loop().create_task(_waited(stop), name="signal")
+    running = set(tasks)
+    status = 0
+    while running and not stopping.done():
+        done, _ = await asyncio.wait({stopping, *running}, return_when=asyncio.FIRST_COMPLETED)
+        for task in done & running:
+            running.discard(task)
+            if (error := task.exception()) is not None or task.get_name() != "first agents":
+                _log.critical("%s ended: %r", task.get_name(), error)
+                status = 1
+        if status:
+            break
+    server.should_exit = True
+    for task in running:
+        if task.get_name() != "server":
+            task.cancel()
+    stopping.cancel()
+    await asyncio.wait({stopping, *tasks}, timeout=SHUTDOWN_SECONDS_MAX + 1)
+    return status
+
+
+async def _waited(stop: asyncio.Event) -> None:
+    await stop.wait()
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are `_run`'s: the recorder has to write what it holds after the last answer."""
+        yield
+
+
+# -- what it is made of ----------------------------------------------------------------------------------------------------------
+
+
+def now_us() -> int:
+    return time.time_ns() // 1000
+
+
+def known(config: Config) -> Known:
+    return Known(frozenset(config.connections), {name: row.issuer for name, row in config.issuers.items()})
+
+
+async def catch_up(log: EventLog, registrar: Registrar) -> None:
+    """Take in all that this log says of identities.
+
+    Raises:
+        LogCorrupt, LogUnavailable: It cannot be known who may do what, so nothing is decided.
+    """
+    ends = log.end_offsets("identity")
+    follower = Follower(log, ("identity",), {})
+    try:
+        while any(follower.offsets.get(place, 0) < end for place, end in ends.items()):
+            for _, frame in await follower.poll(timeout_seconds=0.2):
+                for _, event in frame.events:
+                    if isinstance(event, _IDENTITY_EVENTS):
+                        registrar.apply(event)
+    finally:
+        follower.close()
+
+
+def authenticating(config: Config, keys: JwksCache) -> Authenticate:
+    rows = tuple(config.issuers.values())
+
+    async def person(token: str, now_us: int) -> OperatorClaims | Refusal:
+        return await authentication.operator(token, rows, keys, now_us)
+
+    operators = Operators({name: operator.key_sha256 for name, operator in config.operators.items()}, person)
+
+    async def authenticate(authorization: str, peer: str) -> Operator | Refusal:
+        return await operators.authenticate(authorization, peer, now_us())
+
+    return authenticate
+
+
+def application(registrar: Registrar, authenticate: Authenticate, answers: Sequence[APIRouter]) -> FastAPI:
+    """Every route asks who calls; there are no pages, and nothing at other paths."""
+    app = FastAPI(title="pgwarden", docs_url=None, redoc_url=None, openapi_url=None)
+    app.include_router(identity_api.router(registrar, authenticate))
+    for answering in answers:
+        app.include_router(answering)
+    described = APIRouter(prefix="/v1", route_class=guarded(authenticate))
+
+    @described.get("/openapi.json", summary="This API, described for programs")
+    async def openapi() -> JSONResponse:
+        return JSONResponse(app.openapi())
+
+    app.include_router(described)
+
+    async def refused(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        sentences = {404: "There is nothing at this path; docs/api.md names all there is.", 405: "This path takes another method."}
+        return JSONResponse({"error": sentences.get(error.status_code, str(error.detail))}, error.status_code, error.headers)
+
+    async def failed(request: Request, error: Exception) -> JSONResponse:
+        return JSONResponse({"error": "The API made a mistake; its log says which. Nothing more was changed."}, 500)
+
+    app.add_exception_handler(HTTPException, refused)
+    app.add_exception_handler(Exception, failed)
+    app.add_middleware(SecurityHeaders)
+    return app
+
+
+class SecurityHeaders:
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", ()), *SECURITY_HEADERS]}
+            await send(message)
+
+        await self._app(scope, receive, sending)
+
+
+def listener(api: ApiConfig) -> socket.socket:
+    """
+    Raises:
+        CannotStart: The address is not this machine's alone, and nobody asked for that.
+        OSError: The address cannot be used.
+    """
+    if not loopback(api.listen.host) and not api.allow_remote:
+        raise CannotStart(f"[api] listen = {api.listen} is open to other machines: write 127.0.0.1, or allow_remote = true")
+    family = socket.AF_INET6 if ":" in api.listen.host else socket.AF_INET
+    try:
+        return socket.create_server((api.listen.host, api.listen.port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise CannotStart(f"[api] listen = {api.listen} cannot be used: {error.strerror or error}") from error
+
+
+def _ordering(recorder: Recorder) -> Callable[[SessionEndOrdered], Awaitable[None]]:
+    async def order(event: SessionEndOrdered) -> None:
+        await recorder.recorded(recorder.record("commands", event.session, event))
+
+    return order
+
+
+async def _first_agents(registrar: Registrar, config: Config, unrecorded: Unrecorded | None) -> None:
+    while unrecorded is not None:
+        _log.error("agents of the configuration are not registered yet: %s", unrecorded.reason)
+        await asyncio.sleep(FIRST_AGENTS_RETRY_SECONDS)
+        unrecorded = await first_agents.register(registrar, config.agents)
+
+
+def _uvicorn(app: FastAPI) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http="h11",
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        proxy_headers=False,  # X-Forwarded-For would let a peer choose the address that its failures are counted against
+        server_header=False,
+        access_log=False,
+        log_config=None,
+        limit_concurrency=CONNECTIONS_MAX,
+        timeout_keep_alive=15,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS_MAX,
+        h11_max_incomplete_event_size=HEADER_BYTES_MAX,
+    )

@@ -1,0 +1,267 @@
+"""`pgwarden api` as a process of its own: it starts, serves, records, and ends as it was asked to."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import httpx
+import pytest
+
+from identity.agent_keys import create, create_operator_key
+from identity.registry import Registry
+from ingest.events import Event
+from ingest.follow import Follower
+from ingest.log.segments import SegmentLog
+from ingest.settings import LogSettings
+from pgwarden import api_process
+from pgwarden.config import Address, ApiConfig
+
+ALICE, ALICE_SHA256 = create_operator_key()
+BOB, BOB_SHA256 = create_operator_key()
+
+CONFIG = f"""
+state = "state"
+[connections.shop]
+host = "127.0.0.1"
+database = "shop"
+user = "pgwarden"
+password = "env:SHOP_PASSWORD"
+sslmode = "disable"
+[operators.alice]
+key_sha256 = "{ALICE_SHA256}"
+[operators.bob]
+key_sha256 = "{BOB_SHA256}"
+[agents.reporter]
+description = "monthly figures"
+owner = "finance"
+key = "file:reporter.key"
+[[agents.reporter.grants]]
+connection = "shop"
+reason = "reports"
+rules = [{{ schema = "public", tables = ["orders"], operations = ["select"] }}]
+"""
+
+
+@dataclass
+class Process:
+    process: subprocess.Popen[bytes]
+    url: str
+    log: Path
+
+    def post(self, path: str, body: object = None, key: str = ALICE) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {key}"}
+        return httpx.post(self.url + path, json=body, headers=headers, timeout=10, trust_env=False)
+
+    def get(self, path: str, key: str = ALICE) -> httpx.Response:
+        return httpx.get(self.url + path, headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=10, trust_env=False)
+
+    def output(self) -> str:
+        return self.log.read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "pgwarden.toml").write_text(CONFIG, encoding="utf-8")
+    write_key(tmp_path)
+    return tmp_path
+
+
+def write_key(folder: Path) -> str:
+    key, key_id, _ = create()
+    (folder / "reporter.key").touch(mode=0o600)
+    (folder / "reporter.key").write_text(key, encoding="utf-8")
+    return key_id
+
+
+@contextmanager
+def running(folder: Path, port: int) -> Iterator[Process]:
+    config = folder / "pgwarden.toml"
+    text = config.read_text(encoding="utf-8").split("\n[api]")[0] + f'\n[api]\nlisten = "127.0.0.1:{port}"\n'
+    config.write_text(text, encoding="utf-8")
+    with (folder / "api.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pgwarden", "api", "-c", str(config)],
+            stdout=log,
+            stderr=log,
+            cwd=Path(__file__).parents[2],
+            env={**os.environ, "SHOP_PASSWORD": "never looked at here"},
+        )
+    made = Process(process, f"http://127.0.0.1:{port}", folder / "api.log")
+    try:
+        until = time.monotonic() + 20
+        while True:
+            try:
+                made.get("/v1/openapi.json")
+                break
+            except httpx.TransportError:
+                assert process.poll() is None, made.output()
+                assert time.monotonic() < until, made.output()
+                time.sleep(0.05)
+        yield made
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+        process.wait(15)
+
+
+def recorded(folder: Path) -> list[Event]:
+    async def read() -> list[Event]:
+        log = SegmentLog(folder / "state" / "log", LogSettings())
+        follower = Follower(log, ("identity",), {})
+        found: list[Event] = []
+        ends = log.end_offsets("identity")
+        while any(follower.offsets[place] < end for place, end in ends.items()):
+            for _, frame in await follower.poll(timeout_seconds=1):
+                found.extend(event for _, event in frame.events)
+        follower.close()
+        await log.close()
+        return found
+
+    return asyncio.run(read())
+
+
+def registry(folder: Path) -> Registry:
+    folded = Registry()
+    for event in recorded(folder):
+        folded.apply(event)  # type: ignore[arg-type]
+    return folded
+
+
+def names(folder: Path) -> list[str]:
+    return [type(event).__name__ for event in recorded(folder)]
+
+
+FIRST = ["AgentRegistered", "AgentKeyReplaced", "GrantRequested", "GrantApproved"]
+
+
+@pytest.mark.slow
+def test_the_agents_of_the_file_are_registered_once_and_stay_as_operators_left_them(folder: Path, free_port: int) -> None:
+    with running(folder, free_port) as api:
+        assert names(folder) == FIRST
+        (grant,) = registry(folder).grants.values()
+        assert (grant.requested_by, grant.approver) == ("config", "config")
+        assert api.post("/v1/agents/reporter/revoke", {"reason": "odd"}).status_code == 200
+        new_key = api.post("/v1/agents/reporter/key").json()
+        assert api.post(f"/v1/grants/{grant.id}/revoke", {"reason": "too wide"}, BOB).status_code == 200
+    before = recorded(folder)
+    with running(folder, free_port):
+        assert recorded(folder) == before
+    reporter = registry(folder).agents["reporter"]
+    assert (reporter.state, reporter.key_id) == ("revoked", new_key["key_id"])
+
+
+@pytest.mark.slow
+def test_what_is_new_in_the_file_is_registered_at_the_next_start(folder: Path, free_port: int) -> None:
+    with running(folder, free_port):
+        pass
+    key_id = write_key(folder)
+    config = folder / "pgwarden.toml"
+    text = config.read_text(encoding="utf-8").replace('"orders"', '"orders", "customers"')
+    config.write_text(text + '[agents.second]\nowner = "it"\n', encoding="utf-8")
+    with running(folder, free_port):
+        pass
+    assert names(folder) == [*FIRST, "AgentKeyReplaced", "GrantRequested", "GrantApproved", "AgentRegistered"]
+    assert registry(folder).agents["reporter"].key_id == key_id
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_cleanly_and_what_it_answered_is_recorded(folder: Path, free_port: int, number: int) -> None:
+    with running(folder, free_port) as api:
+        assert api.post("/v1/agents", {"agent": "late", "owner": "it"}).status_code == 201
+        api.process.send_signal(number)
+        assert api.process.wait(15) == 0, api.output()
+    assert names(folder)[-1] == "AgentRegistered"
+    assert "Traceback" not in api.output()
+
+
+@pytest.mark.slow
+def test_a_killed_one_starts_again_and_knows_all_it_answered(folder: Path, free_port: int) -> None:
+    with running(folder, free_port) as api:
+        assert api.post("/v1/agents", {"agent": "late", "owner": "it"}).status_code == 201
+        api.process.kill()
+        api.process.wait(5)
+    with running(folder, free_port) as api:
+        assert api.post("/v1/agents", {"agent": "late", "owner": "it"}).status_code == 409
+
+
+@pytest.mark.slow
+def test_a_second_one_on_the_same_log_does_not_start(folder: Path, free_port: int) -> None:
+    with running(folder, free_port):
+        second = subprocess.run(
+            [sys.executable, "-m", "pgwarden", "api", "-c", str(other_port(folder))],
+            capture_output=True,
+            timeout=20,
+            cwd=Path(__file__).parents[2],
+            env={**os.environ, "SHOP_PASSWORD": "x"},
+            check=False,
+        )
+        assert second.returncode == 1
+        assert second.stderr.startswith(b"pgwarden api: ") or b"\npgwarden api: " in second.stderr
+        assert b"Traceback" not in second.stderr
+
+
+def other_port(folder: Path) -> Path:
+    text = (folder / "pgwarden.toml").read_text(encoding="utf-8")
+    other = folder / "other.toml"
+    other.write_text(text.split("\n[api]")[0] + '\n[api]\nlisten = "127.0.0.1:0"\n', encoding="utf-8")
+    return other
+
+
+@pytest.mark.slow
+def test_no_secret_reaches_a_log_line_or_a_file(folder: Path, free_port: int) -> None:
+    with running(folder, free_port) as api:
+        made = api.post("/v1/agents", {"agent": "late", "owner": "it", "key": True}).json()["key"]
+        wrong = create_operator_key()[0]
+        assert api.get("/v1/openapi.json", wrong).status_code == 401
+        assert api.get(f"/v1/openapi.json?key={wrong}", wrong).status_code == 401
+    secrets = [ALICE, wrong, made, (folder / "reporter.key").read_text(encoding="utf-8"), "never looked at here"]
+    written = [path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "reporter.key"]
+    assert len(written) > 3
+    for secret in secrets:
+        assert not any(secret.encode() in text for text in written)
+    assert "refused to 127.0.0.1" in api.output()
+
+
+@pytest.mark.slow
+def test_every_answer_forbids_what_a_browser_could_do_with_it(folder: Path, free_port: int) -> None:
+    with running(folder, free_port) as api:
+        for answer in (api.get("/v1/openapi.json"), api.get("/nothing"), api.get("/v1/openapi.json", key="")):
+            assert answer.headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
+            assert answer.headers["x-content-type-options"] == "nosniff"
+            assert answer.headers["cache-control"] == "no-store"
+            assert "server" not in answer.headers
+        assert api.get("/nothing").json()["error"].startswith("There is nothing")
+        assert api.get("/docs").status_code == api.get("/openapi.json").status_code == 404
+
+
+# -- where it listens --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.com"])
+def test_it_listens_beyond_this_machine_only_where_that_is_written(host: str) -> None:
+    config = ApiConfig(Address(host, 0), allow_remote=False)
+    with pytest.raises(api_process.CannotStart, match="allow_remote = true"):
+        api_process.listener(config)
+
+
+def test_it_listens_beyond_this_machine_where_that_is_written() -> None:
+    with api_process.listener(replace(ApiConfig(Address("0.0.0.0", 0), allow_remote=True))) as listening:
+        assert listening.getsockname()[0] == "0.0.0.0"
+
+
+def test_a_port_that_is_taken_is_said_in_one_sentence() -> None:
+    with (
+        api_process.listener(ApiConfig(Address("127.0.0.1", 0), allow_remote=False)) as first,
+        pytest.raises(api_process.CannotStart, match="cannot be used: Address already in use"),
+    ):
+        api_process.listener(ApiConfig(Address("127.0.0.1", first.getsockname()[1]), allow_remote=False))
