@@ -101,13 +101,13 @@ async def _run(config: Config) -> int:
             runner = Runner(log, store, _ordering(recorder), settings)
             app = application(registrar, authenticating(config, keys), ())
             server = _Server(_uvicorn(app))
-            tasks = {
-                loop.create_task(runner.run(), name="runner"),
-                loop.create_task(server.serve([listening]), name="server"),
-            }
-            if (unrecorded := await first_agents.register(registrar, config.agents)) is not None:
-                # The API is wanted most when the log is in trouble: it answers, and goes on trying.
+            tasks = {loop.create_task(runner.run(), name="runner")}
+            # Before the first answer: whoever finds the API up finds the agents of the file registered.
+            unrecorded = await first_agents.register(registrar, config.agents)
+            if unrecorded is not None:
+                # It is wanted most when the log is in trouble: so it answers all the same, and goes on trying.
                 tasks.add(loop.create_task(_first_agents(registrar, config, unrecorded), name="first agents"))
+            tasks.add(loop.create_task(server.serve([listening]), name="server"))
             _log.info("listening on http://%s:%s", *listening.getsockname()[:2])
             return await _until(stop, tasks, server)
 
