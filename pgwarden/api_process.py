@@ -108,7 +108,7 @@ async def _run(config: Config) -> int:
                 # It is wanted most when the log is in trouble: so it answers all the same, and goes on trying.
                 tasks.add(loop.create_task(_first_agents(registrar, config, unrecorded), name="first agents"))
             tasks.add(loop.create_task(server.serve([listening]), name="server"))
-            _log.info("listening on http://%s:%s", *listening.getsockname()[:2])
+            _log.info("the API is at http://%s:%s", *listening.getsockname()[:2])
             return await _until(stop, tasks, server)
 
 
@@ -231,18 +231,21 @@ class SecurityHeaders:
 
 
 def listener(api: ApiConfig) -> socket.socket:
-    """
+    """A socket that has its address and takes no connection yet: whoever reaches the port finds an API that answers.
+
     Raises:
-        CannotStart: The address is not this machine's alone, and nobody asked for that.
-        OSError: The address cannot be used.
+        CannotStart: The address is not this machine's alone and nobody asked for that, or it cannot be used.
     """
     if not loopback(api.listen.host) and not api.allow_remote:
         raise CannotStart(f"[api] listen = {api.listen} is open to other machines: write 127.0.0.1, or allow_remote = true")
-    family = socket.AF_INET6 if ":" in api.listen.host else socket.AF_INET
+    bound = socket.socket(socket.AF_INET6 if ":" in api.listen.host else socket.AF_INET, socket.SOCK_STREAM)
     try:
-        return socket.create_server((api.listen.host, api.listen.port), family=family, backlog=BACKLOG)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # its own connections of a moment ago are no obstacle
+        bound.bind((api.listen.host, api.listen.port))
     except OSError as error:
+        bound.close()
         raise CannotStart(f"[api] listen = {api.listen} cannot be used: {error.strerror or error}") from error
+    return bound
 
 
 def _ordering(recorder: Recorder) -> Callable[[SessionEndOrdered], Awaitable[None]]:
@@ -273,5 +276,6 @@ def _uvicorn(app: FastAPI) -> uvicorn.Config:
         limit_concurrency=CONNECTIONS_MAX,
         timeout_keep_alive=15,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS_MAX,
+        backlog=BACKLOG,
         h11_max_incomplete_event_size=HEADER_BYTES_MAX,
     )

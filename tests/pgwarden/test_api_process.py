@@ -165,8 +165,8 @@ def test_what_is_new_in_the_file_is_registered_at_the_next_start(folder: Path, f
         pass
     key_id = write_key(folder)
     config = folder / "pgwarden.toml"
-    text = config.read_text(encoding="utf-8").replace('"orders"', '"orders", "customers"')
-    config.write_text(text + '[agents.second]\nowner = "it"\n', encoding="utf-8")
+    text = config.read_text(encoding="utf-8").split("\n[api]")[0].replace('"orders"', '"orders", "customers"')
+    config.write_text(text + '\n[agents.second]\nowner = "it"\n', encoding="utf-8")
     with running(folder, free_port):
         pass
     assert names(folder) == [*FIRST, "AgentKeyReplaced", "GrantRequested", "GrantApproved", "AgentRegistered"]
@@ -264,4 +264,5 @@ def test_a_port_that_is_taken_is_said_in_one_sentence() -> None:
         api_process.listener(ApiConfig(Address("127.0.0.1", 0), allow_remote=False)) as first,
         pytest.raises(api_process.CannotStart, match="cannot be used: Address already in use"),
     ):
+        first.listen()
         api_process.listener(ApiConfig(Address("127.0.0.1", first.getsockname()[1]), allow_remote=False))
