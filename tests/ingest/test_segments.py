@@ -697,6 +697,17 @@ async def test_a_durable_batch_that_was_cut_short_is_damage_and_no_torn_tail(tmp
     assert await recovered(tmp_path) is None
 
 
+@pytest.mark.parametrize("size", [1, batches.HEADER_BYTES, 100])
+async def test_a_hole_of_zeros_before_a_durable_batch_is_damage_and_no_end(tmp_path: Path, size: int) -> None:
+    _, data = await one_segment(tmp_path, pending=0)
+    second = batches.HEADER_BYTES + batches.header(data, 0).length
+    damaged(tmp_path, data[:second] + bytes(size) + data[second + size :])
+    log = opened(tmp_path)
+    with pytest.raises(LogCorrupt, match=rf"nothing at byte {second} \(record 2\), but a durable batch follows at byte \d+"):
+        await log.claim(["t"])
+    await log.close()
+
+
 @pytest.mark.slow
 async def test_flipped_bits_give_a_beginning_or_are_refused_and_never_garbage(tmp_path: Path) -> None:
     chance = random.Random(5)
