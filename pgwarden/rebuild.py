@@ -1,0 +1,130 @@
+"""`pgwarden rebuild`: the tables anew from the log, table by table beside the old ones. The API must not be running."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Final
+
+from analytics.projections.schema import TABLES
+from analytics.rebuild import Rebuilt, rebuild
+from analytics.settings import AnalyticsSettings
+from analytics.store import Store, TablesBroken, TablesBusy
+from ingest.log import LogCorrupt, LogUnavailable
+from ingest.log.segments import SegmentLog
+from ingest.settings import LogSettings
+from pgwarden.config import Config
+from pgwarden.tables import Column, table, width
+
+SECONDS_MAX: Final = 3600.0  # of one table's sum
+
+_HEADS: Final = (
+    Column("TABLE", "name"),
+    Column("ROWS", "rows", right=True),
+    Column("CHECKSUM", "checksum"),
+    Column("BEFORE", "before", flexible=True),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """Of one table; equal contents give equal sums, in whatever order the rows lie."""
+
+    rows: int
+    checksum: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    sums: Mapping[str, Sum]
+    offsets: Mapping[tuple[str, int], int]
+    notice: str  # what had to be thrown away when they were opened
+
+
+def run(config: Config, as_json: bool) -> int:
+    """Exit status: 0 the new tables are in place, 1 they are not and the old ones stay."""
+    settings = AnalyticsSettings(config.state / "tables")
+    try:
+        old = _tables(settings) if (settings.directory / "tables.duckdb").exists() else None
+        rebuilt = asyncio.run(_rebuilt(config, settings))
+        new = _tables(settings)
+    except (TablesBusy, TablesBroken, LogCorrupt, LogUnavailable, OSError, MemoryError) as error:
+        sentence = f"the tables were not rebuilt: {error}"
+        print(json.dumps({"error": sentence}) if as_json else f"pgwarden rebuild: {sentence}", file=None if as_json else sys.stderr)
+        return 1
+    _print(old, new, rebuilt, as_json)
+    return 0
+
+
+async def _rebuilt(config: Config, settings: AnalyticsSettings) -> Rebuilt:
+    log = SegmentLog(config.state / "log", LogSettings())
+    try:
+        return await rebuild(log, settings)
+    finally:
+        await log.close()
+
+
+def _tables(settings: AnalyticsSettings) -> Tables:
+    store = Store.open(settings)
+    try:
+        sums = {name: _sum(store, name) for name in sorted(TABLES)}
+        return Tables(sums, store.offsets(), store.notice)
+    finally:
+        store.close()
+
+
+def _sum(store: Store, name: str) -> Sum:
+    question = """select count(*), sum(md5_number_lower(line)::hugeint), sum(md5_number_upper(line)::hugeint)
+        from (select to_json(t)::varchar as line from $table t)"""
+    (row,) = store.read(question.replace("$table", name), {}, SECONDS_MAX).rows
+    return Sum(int(str(row[0])), sha256(" ".join(map(str, row)).encode()).hexdigest()[:16])
+
+
+def _print(old: Tables | None, new: Tables, rebuilt: Rebuilt, as_json: bool) -> None:
+    unread = _unread(old, new)
+    equal = old is not None and old.sums == new.sums
+    if as_json:
+        document = {
+            "tables": [
+                {"table": name, "rows": sum_.rows, "checksum": sum_.checksum, "before": _before(old, new, name)}
+                for name, sum_ in new.sums.items()
+            ],
+            "equal": equal,
+            "records_not_read_before": unread,
+            "frames": rebuilt.frames,
+            "events": rebuilt.events,
+            "seconds": round(rebuilt.seconds, 3),
+        }
+        print(json.dumps(document, indent=2))
+        return
+    rows: list[dict[str, object]] = [
+        {"name": name, "rows": sum_.rows, "checksum": sum_.checksum, "before": _before(old, new, name)}
+        for name, sum_ in new.sums.items()
+    ]
+    print(table(_HEADS, rows, width()))
+    print(f"{rebuilt.events} events of {rebuilt.frames} frames in {rebuilt.seconds:.1f} s")
+    if old is None or old.notice:
+        print("there were no old tables to compare with")
+    elif equal:
+        print("the new tables equal the old ones")
+    elif unread:
+        print(f"the new tables differ from the old ones, which had not read the last {unread} records of the log")
+    else:
+        print("the new tables differ from the old ones, though both have read the same log: report this")
+
+
+def _before(old: Tables | None, new: Tables, name: str) -> str:
+    if old is None or old.notice:
+        return "none"
+    if old.sums[name] == new.sums[name]:
+        return "equal"
+    return f"{old.sums[name].rows} rows, {old.sums[name].checksum}"
+
+
+def _unread(old: Tables | None, new: Tables) -> int:
+    before = old.offsets if old is not None else {}
+    return sum(end - before.get(place, 0) for place, end in new.offsets.items())
