@@ -70,7 +70,8 @@ class CannotStart(Exception):
 def run(config: Config) -> int:
     """Exit status: 0 stopped as asked, 1 could not start or go on."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for chatty in ("httpx", "uvicorn.error"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         return uvloop.run(_run(config))
     except (CannotStart, OSError, LogCorrupt, LogLocked, LogUnavailable, TablesBusy) as error:

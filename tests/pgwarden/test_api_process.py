@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,10 +18,11 @@ import pytest
 
 from identity.agent_keys import create, create_operator_key
 from identity.registry import Registry
-from ingest.events import Event
+from ingest.events import Event, SessionEndOrdered, SessionOpened, Stamp
 from ingest.follow import Follower
 from ingest.log.segments import SegmentLog
-from ingest.settings import LogSettings
+from ingest.recorder import Recorder
+from ingest.settings import LogSettings, RecorderSettings
 from pgwarden import api_process
 from pgwarden.config import Address, ApiConfig
 
@@ -113,12 +114,12 @@ def running(folder: Path, port: int) -> Iterator[Process]:
         process.wait(15)
 
 
-def recorded(folder: Path) -> list[Event]:
+def recorded(folder: Path, topic: str = "identity") -> list[Event]:
     async def read() -> list[Event]:
         log = SegmentLog(folder / "state" / "log", LogSettings())
-        follower = Follower(log, ("identity",), {})
+        follower = Follower(log, (topic,), {})
         found: list[Event] = []
-        ends = log.end_offsets("identity")
+        ends = log.end_offsets(topic)
         while any(follower.offsets[place] < end for place, end in ends.items()):
             for _, frame in await follower.poll(timeout_seconds=1):
                 found.extend(event for _, event in frame.events)
@@ -138,6 +139,41 @@ def registry(folder: Path) -> Registry:
 
 def names(folder: Path) -> list[str]:
     return [type(event).__name__ for event in recorded(folder)]
+
+
+def open_session(folder: Path, grants: tuple[str, ...], boot: int) -> None:
+    """Record, as a gateway does, that the reporter opened session s-1."""
+
+    async def write() -> None:
+        log = SegmentLog(folder / "state" / "log", LogSettings())
+        recorder = Recorder(log, "gateway", boot, RecorderSettings())
+        stamp = Stamp(
+            session="s-1",
+            agent="reporter",
+            subject="key:k",
+            issuer="",
+            on_behalf_of="",
+            actors=(),
+            invocation="",
+            task="",
+            unverified=(),
+            grants=grants,
+            approvers=("config",) * len(grants),
+            connection="shop",
+            database="shop",
+            role="pgwarden",
+            client="127.0.0.1:5000",
+            backend_pid=1,
+            backend_start_us=1,
+            upstream_port=1,
+        )
+        now_us = time.time_ns() // 1000
+        opened = SessionOpened(now_us, stamp, "scram", "k", 0, "psql", "TLSv1.3", "3.0", "group")
+        recorder.record("sessions", "reporter", opened)
+        await recorder.close()
+        await log.close()
+
+    asyncio.run(write())
 
 
 FIRST = ["AgentRegistered", "AgentKeyReplaced", "GrantRequested", "GrantApproved"]
@@ -166,7 +202,7 @@ def test_what_is_new_in_the_file_is_registered_at_the_next_start(folder: Path, f
     key_id = write_key(folder)
     config = folder / "pgwarden.toml"
     text = config.read_text(encoding="utf-8").split("\n[api]")[0].replace('"orders"', '"orders", "customers"')
-    config.write_text(text + '\n[agents.second]\nowner = "it"\n', encoding="utf-8")
+    config.write_text(text + '\n[agents.second]\ndescription = "new"\nowner = "it"\n', encoding="utf-8")
     with running(folder, free_port):
         pass
     assert names(folder) == [*FIRST, "AgentKeyReplaced", "GrantRequested", "GrantApproved", "AgentRegistered"]
@@ -242,6 +278,22 @@ def test_every_answer_forbids_what_a_browser_could_do_with_it(folder: Path, free
             assert "server" not in answer.headers
         assert api.get("/nothing").json()["error"].startswith("There is nothing")
         assert api.get("/docs").status_code == api.get("/openapi.json").status_code == 404
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["agent", "grant"])
+def test_what_is_revoked_orders_the_end_of_the_sessions_that_rest_on_it(
+    folder: Path, free_port: int, what: str, wait_for: Callable[..., object]
+) -> None:
+    with running(folder, free_port) as api:
+        (grant,) = registry(folder).grants
+        open_session(folder, (grant,), boot=1)
+        path = "/v1/agents/reporter/revoke" if what == "agent" else f"/v1/grants/{grant}/revoke"
+        assert api.post(path, {"reason": "odd queries"}).status_code == 200
+        wait_for(lambda: recorded(folder, "commands"))
+        (order,) = recorded(folder, "commands")
+        assert isinstance(order, SessionEndOrdered)
+        assert (order.session, order.agent, order.cause, order.reason) == ("s-1", "reporter", f"{what} revoked", "odd queries")
 
 
 # -- where it listens --------------------------------------------------------------------------------------------------------------
