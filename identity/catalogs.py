@@ -1,7 +1,7 @@
 """Which relations of pg_catalog and information_schema an agent with introspection may read: a table.
 
 Not those that hold credentials (pg_authid, pg_shadow, pg_user_mapping, pg_foreign_server, pg_subscription), values of columns
-(pg_statistic, pg_stats, pg_largeobject), other sessions' statements (pg_stat_activity, pg_locks, pg_prepared_statements) or settings
+(pg_statistic, pg_stats, pg_largeobject), other sessions' statements (pg_stat_activity, pg_prepared_xacts, pg_cursors) or settings
 (pg_settings, an UPDATE of which is a SET).
 """
 

@@ -73,8 +73,8 @@ def decide(
 ) -> Decision:
     """Hold a statement against the union of the agent's grants.
 
-    `prepared`: the session's statements by name, those of PREPARE and those of the protocol alike: PostgreSQL has one table for both.
-    `callable_names`: every function of the database outside pg_catalog and information_schema, without schema.
+    `prepared`: the session's statements by name, those of PREPARE and those of the protocol: PostgreSQL keeps both in one table.
+    `callable_names`: without schema, the functions of the database outside pg_catalog that can be called with one argument.
     """
     judge = _Judge(authority)
     denied = judge.statement(statement, prepared, callable_names, depth=0)
