@@ -60,7 +60,8 @@ class Recorder:
         self._state_since_us = 0
         self._state_reason = ""
         self._closed = False
-        self._ended: BaseException | None = None
+        self._ended = False  # nothing more becomes durable
+        self._awaiting: set[asyncio.Future[None]] = set()
 
         self.durable = 0
         self.available = True
@@ -101,12 +102,20 @@ class Recorder:
         heapq.heappush(self._waiting, (ticket, self._arrivals, callback))
 
     async def recorded(self, ticket: int) -> None:
-        """Return once every event up to this ticket is on disk, however long that takes."""
+        """Return once every event up to this ticket is on disk, however long that takes.
+
+        Raises:
+            LogUnavailable: The recorder was closed, or ended, before it was. The event may or may not be recorded.
+        """
         if ticket <= self.durable:
             return
-        durable = asyncio.Event()
-        self.when_durable(ticket, durable.set)
-        await durable.wait()
+        if self._ended:
+            raise LogUnavailable(self._state_reason)
+        durable: asyncio.Future[None] = self._loop.create_future()
+        self._awaiting.add(durable)
+        durable.add_done_callback(self._awaiting.discard)
+        self.when_durable(ticket, lambda: None if durable.done() else durable.set_result(None))
+        await durable
 
     def state(self) -> RecorderState:
         return RecorderState(
@@ -140,7 +149,7 @@ class Recorder:
             self._begin()
 
     def _begin(self) -> None:
-        if self._ended is not None:
+        if self._ended:
             return
         # The task takes its first step in the loop's next round, so that all events of this round share the write.
         self._writer = self._loop.create_task(self._write())
@@ -173,17 +182,19 @@ class Recorder:
             await asyncio.sleep(self._settings.retry_ms / 1000)
 
     def _write_over(self, task: asyncio.Task[None]) -> None:
-        # A log that raises what its contract does not name is broken: nothing further can be promised of this recorder.
         if task.cancelled():
-            self._ended = asyncio.CancelledError()
+            reason = self._state_reason or "the recorder was stopped in the middle of a write"
+        elif (error := task.exception()) is not None:
+            # A log that raises what its contract does not name is broken: nothing further can be promised of this recorder.
+            reason = f"the recorder ended: {error!r}"
+            self._loop.call_exception_handler({"message": "the recorder ended", "exception": error, "task": task})
         else:
-            self._ended = task.exception()
-        if self._ended is None:
             return
-        self._closed = True
-        self._become_unavailable(f"the recorder ended: {self._ended!r}")
-        if not task.cancelled():
-            self._loop.call_exception_handler({"message": "the recorder ended", "exception": self._ended, "task": task})
+        self._ended = self._closed = True
+        self._become_unavailable(reason)
+        for waiting in list(self._awaiting):
+            if not waiting.done():
+                waiting.set_exception(LogUnavailable(reason))
 
     def _look_for_stall(self) -> None:
         self._stall = None

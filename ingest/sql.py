@@ -17,7 +17,7 @@ import orjson
 from pglast import parser
 
 from ingest.sql_limits import Limits, broken, tokens_at_most
-from ingest.sql_names import NAME_TYPES, OPERATORS, SERIALS, SETTABLE, SHOWABLE, TYPES
+from ingest.sql_names import NAME_TYPES, OPERATORS, OTHER_TYPES, SERIALS, SETTABLE, SHOWABLE, TYPES
 from ingest.sql_nodes import FIELDS, LEAF, NODE, OWN
 
 Operation: TypeAlias = Literal["select", "insert", "update", "delete", "ddl", "copy", "call"]
@@ -330,7 +330,8 @@ class _Walk:
         elif element in NAME_TYPES:
             self.introspects = True
         elif element not in TYPES and not (len(parts) == 1 and name in SERIALS):
-            self.types[parts[0] if len(parts) == 2 else "", _clipped(name)] = None
+            builtin = len(parts) == 2 or element in OTHER_TYPES or element.startswith("pg_")
+            self.types["pg_catalog" if builtin else "", _clipped(name)] = None
         self.fields(kind, node)
 
     def operator(self, parts: list[str]) -> None:
@@ -863,11 +864,11 @@ def _constant(node: _Node) -> str | None:
 
 def _words(name: str) -> str:
     """`RangeTableFunc` -> "range table func", `SET_LOGGED` -> "set logged"."""
-    return re.sub(r"(?<=[a-z])(?=[A-Z])|_", " ", name).lower()
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|_", " ", name.removesuffix("Stmt")).lower()
 
 
 def _verb(kind: str) -> str:
-    return _VERBS.get(kind) or _words(kind.removesuffix("Stmt")).upper()
+    return _VERBS.get(kind) or _words(kind).upper()
 
 
 # Where the verb of a statement is not its node's name in capitals. Some handlers say it more exactly.
@@ -891,6 +892,7 @@ _VERBS: Final[dict[str, str]] = {
     "CreateTrigStmt": "CREATE TRIGGER",
     "CreatedbStmt": "CREATE DATABASE",
     "DeclareCursorStmt": "DECLARE",
+    "DefineStmt": "CREATE",
     "DropdbStmt": "DROP DATABASE",
     "GrantRoleStmt": "GRANT ROLE",
     "IndexStmt": "CREATE INDEX",
@@ -968,6 +970,7 @@ _NEVER: Final[dict[str, str]] = {
     "DoStmt": "the body of DO cannot be judged: send its statements one by one",
     "LockStmt": "LOCK TABLE holds up everybody else: lock rows with SELECT ... FOR UPDATE",
     "CreateFunctionStmt": "the body of a function cannot be judged: ask an operator to create it",
+    "DefineStmt": "operators, aggregates and text search are for an operator to create",
     "CreateTrigStmt": "a trigger changes what others' statements do: ask an operator to create it",
     "RuleStmt": "a rule changes what others' statements do: ask an operator to create it",
 }

@@ -29,6 +29,11 @@ TYPES: Final = _table(
     """
 )
 
+# The rest of pg_catalog's: named without a schema they are still these, whatever the search_path; as are all `pg_...`.
+OTHER_TYPES: Final = frozenset(
+    ["aclitem", "any", "anyarray", "anyelement", "anyenum", "anyrange", "cstring", "gtsvector", "internal", "trigger"]
+)
+
 # Notation for a column, not types: only without a schema. PostgreSQL manual §8.1.4
 SERIALS: Final = frozenset(["serial", "serial2", "serial4", "serial8", "smallserial", "bigserial"])
 
