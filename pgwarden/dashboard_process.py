@@ -23,7 +23,8 @@ def run(config: Config) -> NoReturn:
     # A setting of Streamlit in the environment is somebody else's: launch.py spells out all that matters, arguments come first.
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("STREAMLIT_")}
     told = launch.environment(url(config.api.listen), key_file.absolute())
-    os.execve(arguments[0], arguments, {**inherited, **told})  # noqa: S606 - no shell is wanted
+    path = os.pathsep.join(filter(None, (told["PYTHONPATH"], inherited.get("PYTHONPATH", ""))))
+    os.execve(arguments[0], arguments, {**inherited, **told, "PYTHONPATH": path})  # noqa: S606 - no shell is wanted
 
 
 def url(listen: Address) -> str:
