@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -58,24 +59,33 @@ class Follower:
         self._subscription = log.assign(dict(self.offsets))
 
     async def poll(self, records_max: int = POLL_RECORDS, timeout_seconds: float = POLL_SECONDS) -> list[tuple[Record, Frame]]:
-        """Return the next frames as soon as there is one; none after `timeout_seconds`, or when all that came were repetitions.
+        """Return the next frames as soon as there is one; none when there was none for `timeout_seconds`.
 
         Raises:
             LogCorrupt: A record is not a frame, or the log is damaged. Every later call raises it too.
             LogUnavailable: The log cannot be read now.
         """
+        until = time.monotonic() + timeout_seconds
+        while records := await self._subscription.poll(records_max, max(0.0, until - time.monotonic())):
+            if found := self._frames(records):
+                return found
+        return []
+
+    def _frames(self, records: Sequence[Record]) -> list[tuple[Record, Frame]]:
         found: list[tuple[Record, Frame]] = []
-        for record in await self._subscription.poll(records_max, timeout_seconds):
+        for record in records:
+            place = (record.topic, record.partition)
             try:
                 frame = decode(record.value)
             except FrameInvalid as error:
-                self._subscription.seek((record.topic, record.partition), record.offset)
+                for other, offset in self.offsets.items():  # what came behind it was not looked at, in any partition
+                    self._subscription.seek(other, offset)
                 if found:
-                    break  # those before it are whole; the next call comes back to this one
+                    break  # those before it are whole; a later call comes back to this one
                 raise LogCorrupt(f"{record.topic}/{record.partition}, record {record.offset}: {error}") from error
             if self._is_new(record, frame):
                 found.append((record, frame))
-            self.offsets[(record.topic, record.partition)] = record.offset + 1
+            self.offsets[place] = record.offset + 1
         return found
 
     def close(self) -> None:

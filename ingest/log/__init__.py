@@ -56,8 +56,9 @@ class Entry:
 
 class Subscription(Protocol):
     async def poll(self, records_max: int, timeout_seconds: float) -> Sequence[Record]:
-        """Return the next records, as soon as there is one; an empty sequence after `timeout_seconds`. One call at a time.
+        """Return the next records, as soon as there is one. One call at a time.
 
+        An empty sequence says that there was none for `timeout_seconds`; with 0, that there is none now.
         What is returned is durable: no crash of the writer takes it back. A cancelled call has taken nothing.
 
         Raises:

@@ -659,12 +659,12 @@ class SegmentSubscription:
             if found:
                 self._pause_seconds = self._settings.poll_interval_min_ms / 1000
                 return found
+            if more:  # on the way to the first offset, which lies somewhere in its segment: nothing is not known yet
+                await asyncio.sleep(0)
+                continue
             left = deadline - loop.time()
             if left <= 0:
                 return []
-            if more:
-                await asyncio.sleep(0)
-                continue
             await asyncio.sleep(min(self._pause_seconds, left))
             self._pause_seconds = min(self._pause_seconds * 2, self._settings.poll_interval_max_ms / 1000)
 

@@ -57,6 +57,14 @@ async def test_a_frame_that_was_appended_again_is_returned_once() -> None:
     assert gaps == []
 
 
+async def test_repetitions_alone_are_not_taken_for_the_end() -> None:
+    log = MemoryLog()
+    entries = frames(framer(), 3)
+    await log.append([*entries, *entries, *frames(framer(2), 1)])
+    follower = reader(log, [])
+    assert [len(await follower.poll(3, 0)) for _ in range(3)] == [3, 1, 0]
+
+
 @pytest.mark.parametrize(("lost", "after", "seq"), [(0, -1, 1), (3, 2, 4)])
 async def test_a_missing_frame_is_told_before_the_one_behind_it(lost: int, after: int, seq: int) -> None:
     log, gaps = MemoryLog(), list[Gap]()
@@ -132,6 +140,20 @@ async def test_a_record_that_is_no_frame_stops_the_reading_there_and_not_before(
         with pytest.raises(LogCorrupt, match="identity/0, record 2"):
             await follower.poll()
     assert follower.offsets == {("identity", 0): 2}
+
+
+async def test_a_record_that_is_no_frame_takes_no_other_topics_frames_with_it() -> None:
+    log = MemoryLog()
+    await log.append([*frames(framer(), 2), Entry("identity", b"agent 0", b"\xc1 no frame")])
+    await log.append([Entry("findings", e.key, e.value) for e in frames(framer(), 5)])
+    follower = Follower(log, ("identity", "findings"), {})
+    found: list[tuple[str, int]] = []
+    with pytest.raises(LogCorrupt, match="identity/0, record 2"):
+        while True:
+            found += [(record.topic, record.offset) for record, _ in await follower.poll(100, 0)]
+    seen = {topic: [offset for t, offset in found if t == topic] for topic in ("identity", "findings")}
+    assert seen["identity"] == [0, 1]
+    assert seen["findings"] == list(range(follower.offsets[("findings", 0)]))
 
 
 async def test_follow_gives_one_frame_after_the_other_and_waits_for_more() -> None:
