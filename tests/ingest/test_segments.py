@@ -780,6 +780,15 @@ async def test_a_log_that_was_removed_under_its_reader_is_noticed(tmp_path: Path
     await log.close()
 
 
+async def test_the_documented_reader_reads_what_was_written(tmp_path: Path) -> None:
+    written = await write(tmp_path, 60)
+    document = (Path(__file__).parents[2] / "docs/log-format.md").read_text()
+    program = document.split("```python\n")[1].split("```")[0]
+    folder = segments(tmp_path)[0].parent
+    run = subprocess.run([sys.executable, "-c", program, str(folder)], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines() == [f"{n} key {len(value)}" for n, value in enumerate(written)]
+
+
 # -- batches ---------------------------------------------------------------------------------------------------------------------
 
 
