@@ -1,0 +1,274 @@
+"""The API's answers in; out come lines for a terminal as things happen, and in the end a verdict on every part."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, TypeVar
+
+import httpx
+import msgspec
+
+from pgwarden.printable import printable
+
+LINES_MAX: Final = 8  # of one kind at a time; a terminal is no place for a flood
+STATEMENTS_READ: Final = 200  # the newest, each time
+LAG_SECONDS_MAX: Final = 5.0  # from a statement to its row; the projector commits every 250 ms
+STATUS_BYTES_MAX: Final = 16 * 2**20
+
+
+class ApiSilent(Exception):
+    """The API gave no answer that can be used. Says why."""
+
+
+class _Statement(msgspec.Struct, frozen=True):
+    at: datetime
+    session: str
+    agent: str
+    execution: int
+    text: str = ""
+    reason: str = ""
+
+
+class _Session(msgspec.Struct, frozen=True):
+    session: str
+    agent: str
+    client: str = ""
+    opened_at: datetime | None = None
+    closed_at: datetime | None = None
+    close_reason: str | None = ""
+    kill_cause: str | None = None
+    kill_decided_at: datetime | None = None
+    kill_backend_gone_at: datetime | None = None
+
+
+class _Agent(msgspec.Struct, frozen=True):
+    agent: str
+    state: str
+    state_by: str | None = ""
+    state_reason: str | None = ""
+    live_sessions: int = 0
+    statements: int = 0
+    denied: int = 0
+
+
+class _Page(msgspec.Struct, frozen=True):
+    items: list[msgspec.Raw]
+
+
+T = TypeVar("T")
+
+
+class Watch:
+    """One reader of one API. Keeps what it has shown, so that each thing is shown once."""
+
+    def __init__(self, api: str, key_file: Path, gateway_socket: Path, since_us: int) -> None:
+        self._http = httpx.Client(
+            base_url=api,
+            headers={"Authorization": f"Bearer {key_file.read_text(encoding='ascii').strip()}"},
+            timeout=httpx.Timeout(3.0),  # a Ctrl-C waits for it
+            trust_env=False,  # a proxy from the environment would see the operator key
+        )
+        self._socket = gateway_socket
+        self._since_us = since_us
+        self._seen: dict[tuple[str, int], None] = {}
+        self._sessions: dict[str, _Session] = {}
+        self._agents: dict[str, str] = {}
+        self._recording = True
+        self._silent = False
+
+    def close(self) -> None:
+        self._http.close()
+
+    # -- as it happens -----------------------------------------------------------------------------------------------------------
+
+    def news(self) -> list[str]:
+        """What happened since the last call, oldest first by kind. A silent API is said once."""
+        try:
+            lines = [*self._agent_lines(), *self._session_lines(), *self._refusal_lines(), *self._recording_lines()]
+        except ApiSilent as error:
+            if self._silent:
+                return []
+            self._silent = True
+            return [f"no answer   {error}"]
+        self._silent = False
+        return lines
+
+    def counters(self) -> str:
+        """A line with the work of each agent so far, or "" when the API is silent."""
+        try:
+            agents = self._items("/v1/agents", _Agent)
+        except ApiSilent:
+            return ""
+        return "working     " + " · ".join(
+            f"{one.agent} {one.statements} statements, {one.denied} refused" + ("" if one.live_sessions else " (not connected)")
+            for one in sorted(agents, key=lambda one: one.agent)
+        )
+
+    def _agent_lines(self) -> Iterator[str]:
+        for one in self._items("/v1/agents", _Agent):
+            before, self._agents[one.agent] = self._agents.get(one.agent), one.state
+            if before is not None and before != one.state:
+                said = f" by {one.state_by}: {one.state_reason}" if one.state_by else ""
+                yield f"{one.state:<11} {one.agent}{printable(said)}"
+
+    def _session_lines(self) -> Iterator[str]:
+        page = self._items("/v1/sessions", _Session, limit=100)
+        known = self._sessions
+        self._sessions = {one.session: one for one in page}
+        for one in reversed(page):
+            before = known.get(one.session)
+            if before is None and _us(one.opened_at) >= self._since_us:
+                yield f"opened      {one.agent} from {printable(one.client)}"
+            if one.kill_backend_gone_at is not None and (before is None or before.kill_backend_gone_at is None):
+                took = (_us(one.kill_backend_gone_at) - _us(one.kill_decided_at)) / 1000
+                yield f"killed      {one.agent}: {printable(one.kill_cause or '')}; backend gone {took:.0f} ms after the decision"
+            elif (
+                one.kill_cause is None
+                and _us(one.closed_at) >= self._since_us  # 0 while it is open
+                and (before is None or before.closed_at is None)
+            ):
+                yield f"closed      {one.agent}: {printable(one.close_reason or '')}"
+
+    def _refusal_lines(self) -> Iterator[str]:
+        page = self._items("/v1/statements", _Statement, decision="deny", since_us=self._since_us, limit=STATEMENTS_READ)
+        fresh = [one for one in page if (one.session, one.execution) not in self._seen]
+        self._seen = dict.fromkeys((one.session, one.execution) for one in page)
+        for one in reversed(fresh[:LINES_MAX]):
+            text = printable(" ".join(one.text.split()), 70)
+            yield f"refused     {one.agent}: {text} — {printable(one.reason)}"
+        if len(fresh) > LINES_MAX:
+            yield f"refused     and {len(fresh) - LINES_MAX} more"
+
+    def _recording_lines(self) -> Iterator[str]:
+        recording, reason = _log_state(self.health())
+        if recording != self._recording:
+            self._recording = recording
+            yield (
+                "recording   again"
+                if recording
+                else f"stopped     nothing can be recorded ({printable(reason)}): nothing is let through"
+            )
+
+    # -- in the end --------------------------------------------------------------------------------------------------------------
+
+    def shortcomings(self, agents: Sequence[str], dashboard: str) -> list[str]:
+        """What did not do its job, a sentence each; none when all did. `agents` should each have worked and been refused."""
+        return [*self._of_the_api(agents), *self._of_the_gateway(agents), *_of_the_dashboard(dashboard)]
+
+    def _of_the_api(self, agents: Sequence[str]) -> Iterator[str]:
+        try:
+            health = self.health()
+            recording, reason = _log_state(health)
+            if not recording:
+                yield f"the log takes no records: {reason}"
+            yield from _gaps(health)
+            newest_us = 0
+            for agent in agents:
+                allowed = self._statements(agent, "allow")
+                if not allowed:
+                    yield f"{agent} has no statement that was allowed"
+                if not self._statements(agent, "deny"):
+                    yield f"{agent} has no statement that was refused"
+                newest_us = max([newest_us, *(_us(one.at) for one in allowed)])
+            lag_seconds = time.time() - newest_us / 1e6
+            if agents and newest_us and lag_seconds > LAG_SECONDS_MAX:
+                yield f"the newest statement that the API shows is {lag_seconds:.1f} s old"
+        except ApiSilent as error:
+            yield f"the API: {error}"
+
+    def _statements(self, agent: str, decision: str) -> list[_Statement]:
+        return self._items("/v1/statements", _Statement, agent=agent, decision=decision, since_us=self._since_us, limit=1)
+
+    def _of_the_gateway(self, agents: Sequence[str]) -> Iterator[str]:
+        try:
+            status = gateway_status(self._socket)
+        except (OSError, ValueError) as error:
+            yield f"the gateway does not say how it is: {error}"
+            return
+        recording, reason = _log_state(status)
+        if not recording:
+            yield f"the gateway cannot record: {reason}"
+        sessions = status.get("sessions")
+        live = {one.get("agent") for one in sessions if isinstance(one, dict)} if isinstance(sessions, list) else set()
+        yield from (f"{agent} has no live session" for agent in agents if agent not in live)
+
+    # -- one answer --------------------------------------------------------------------------------------------------------------
+
+    def health(self) -> Mapping[str, object]:
+        """
+        Raises:
+            ApiSilent: No usable answer.
+        """
+        try:
+            return msgspec.json.decode(self._get("/v1/health", {}), type=dict[str, object])
+        except msgspec.MsgspecError as error:
+            raise ApiSilent(f"/v1/health: {error}") from error
+
+    def _items(self, path: str, kind: type[T], **query: str | int) -> list[T]:
+        try:
+            page = msgspec.json.decode(self._get(path, query), type=_Page)
+            return [msgspec.json.decode(item, type=kind) for item in page.items]
+        except msgspec.MsgspecError as error:
+            raise ApiSilent(f"{path}: {error}") from error
+
+    def _get(self, path: str, query: Mapping[str, str | int]) -> bytes:
+        try:
+            answer = self._http.get(path, params=dict(query))
+        except httpx.HTTPError as error:
+            raise ApiSilent(f"{path}: {error or type(error).__name__}") from error
+        if answer.status_code != 200:
+            raise ApiSilent(f"{path} answered {answer.status_code}: {printable(answer.text)}")
+        return answer.content
+
+
+def gateway_status(path: Path) -> Mapping[str, object]:
+    """Raises OSError, and ValueError for an answer that is none."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(2.0)
+        connection.connect(str(path))
+        data = bytearray()
+        while part := connection.recv(65536):
+            data += part
+            if len(data) > STATUS_BYTES_MAX:
+                raise ValueError("the answer is too long")
+    status = json.loads(data)
+    if not isinstance(status, dict):
+        raise ValueError("the answer is no object")
+    return status
+
+
+def answers(url: str) -> bool:
+    """Whether a GET is answered with 200."""
+    try:
+        return httpx.get(url, timeout=2.0, trust_env=False).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def _of_the_dashboard(url: str) -> Iterator[str]:
+    if not answers(f"{url}/_stcore/health") or not answers(f"{url}/"):
+        yield f"the dashboard at {url} does not answer"
+
+
+def _log_state(status: Mapping[str, object]) -> tuple[bool, str]:
+    log = status.get("log")
+    if not isinstance(log, dict):
+        return True, ""
+    return bool(log.get("available", True)), str(log.get("reason", ""))
+
+
+def _gaps(health: Mapping[str, object]) -> Iterator[str]:
+    gaps = health.get("gaps")
+    if isinstance(gaps, int) and gaps:
+        yield f"the record has {gaps} gaps"
+
+
+def _us(at: datetime | None) -> int:
+    if at is None:
+        return 0
+    return int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1e6)
