@@ -17,6 +17,7 @@ class LogSettings:
     poll_bytes_max: int = 4 * 2**20  # values returned by one poll(), unless a single record is larger
     poll_interval_min_ms: float = 2.0  # between two looks for news, soon after the last news
     poll_interval_max_ms: float = 20.0  # and when there has been none for a while; 0.2 % of a core
+    close_seconds_max: float = 10.0  # close() waits this long for a disk that does not answer
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,5 +101,9 @@ class EventLog(Protocol):
         ...
 
     async def close(self) -> None:
-        """Make what was appended durable, and release the files."""
+        """Make what was appended durable, and release the files.
+
+        Raises:
+            LogUnavailable: The log does not answer. Each append() says for itself whether it succeeded.
+        """
         ...

@@ -18,10 +18,10 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, TypeVar
 
 from ingest.log import Entry, LogCorrupt, LogLocked, LogUnavailable, Partition, Position, Record, batches
 from ingest.log.partitioner import partition
@@ -188,6 +188,7 @@ class _Append:
 
 
 _Job: TypeAlias = _Claim | _Append
+_SomeJob = TypeVar("_SomeJob", _Claim, _Append)
 
 
 class _Writer:
@@ -200,6 +201,7 @@ class _Writer:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._held: dict[Partition, _HeldPartition] = {}
         self._thread: threading.Thread | None = None
+        self._broken: LogUnavailable | None = None
         self.recoveries: list[Recovery] = []
 
     def submit(self, job: _Job) -> None:
@@ -211,7 +213,9 @@ class _Writer:
     def close(self) -> None:
         if self._thread is not None:
             self._jobs.put(None)
-            self._thread.join()
+            self._thread.join(self._settings.close_seconds_max)
+            if self._thread.is_alive():
+                raise LogUnavailable(f"{self._directory} has not answered for {self._settings.close_seconds_max:g} s")
         for held in self._held.values():
             held.close()
 
@@ -225,22 +229,34 @@ class _Writer:
                 if job is None:
                     last = True
                 elif isinstance(job, _Claim):
-                    self._claim(job)
+                    self._do(self._claim, [job])
                 else:
                     group.append(job)
                     size += job.size
                 if last or self._jobs.empty() or size >= self._settings.group_bytes_max:
                     break
             if group:
-                self._write(group)
+                self._do(self._write, group)
 
-    def _claim(self, job: _Claim) -> None:
-        try:
-            recoveries = [self._hold(place).recovery for place in job.places]
-        except (LogUnavailable, LogCorrupt) as error:
-            _tell([(job, error)])
-        else:
-            _tell([(job, recoveries)])
+    def _do(self, work: Callable[[list[_SomeJob]], None], jobs: list[_SomeJob]) -> None:
+        problem: Exception | None = self._broken
+        if problem is None:
+            try:
+                work(jobs)
+            except Exception as error:  # a fault of ours: what the partitions hold is unknown, so nothing more may be added
+                self._broken = LogUnavailable(f"the log's writer ended: {error!r}")
+                problem = error
+        if problem is not None:
+            _tell([(job, problem) for job in jobs])
+
+    def _claim(self, jobs: list[_Claim]) -> None:
+        for job in jobs:
+            try:
+                recoveries = [self._hold(place).recovery for place in job.places]
+            except (LogUnavailable, LogCorrupt) as error:
+                _tell([(job, error)])
+            else:
+                _tell([(job, recoveries)])
 
     def _hold(self, place: Partition) -> _HeldPartition:
         held = self._held.get(place)

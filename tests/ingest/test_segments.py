@@ -277,6 +277,34 @@ async def test_one_sick_partition_does_not_fail_another(tmp_path: Path) -> None:
     await log.close()
 
 
+class BrokenDisk(Disk):
+    def fdatasync(self, fd: int) -> None:
+        raise ZeroDivisionError
+
+
+async def test_a_fault_of_our_own_ends_the_writer_aloud_and_nobody_waits_for_it(tmp_path: Path) -> None:
+    log = opened(tmp_path, BrokenDisk())
+    with pytest.raises(ZeroDivisionError):
+        await log.append([entry(1)])
+    with pytest.raises(LogUnavailable, match="ZeroDivisionError"):
+        await log.append([entry(1)])
+    with pytest.raises(LogUnavailable, match="ZeroDivisionError"):
+        await log.claim(["t"])
+    await log.close()
+    assert await contents(tmp_path) == []
+
+
+async def test_close_does_not_wait_for_ever_for_a_disk_that_hangs(tmp_path: Path) -> None:
+    disk = SlowDisk()
+    log = opened(tmp_path, disk, LogSettings(close_seconds_max=0.05))
+    appending = asyncio.create_task(log.append([entry(1)]))
+    await asyncio.sleep(0.02)
+    with pytest.raises(LogUnavailable, match="has not answered"):
+        await log.close()
+    disk.go_on.set()
+    await appending
+
+
 async def run(log: SegmentLog, count: int, tries: int) -> list[bytes]:
     """Append one after the other, each again until it is acknowledged; return what was."""
     acknowledged: list[bytes] = []
