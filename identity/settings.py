@@ -259,9 +259,7 @@ class KeysSettings:
 
     soft_ttl_seconds: float = 300.0  # then they are fetched again: a key that was taken away is a revocation only once we look
     hard_ttl_seconds: float = 86_400.0  # an issuer that cannot be reached for longer verifies nobody
-    unknown_kid_interval_seconds: float = (
-        30.0  # between fetches that unknown kids cause: no amplifier for garbage
-    )
+    unknown_kid_interval_seconds: float = 30.0  # between fetches that unknown kids cause: no amplifier for garbage
     retry_seconds_min: float = 1.0  # after a fetch that failed; doubles up to the next
     retry_seconds_max: float = 30.0
     fetch_seconds_max: float = 5.0  # metadata and keys together; a login waits for it
