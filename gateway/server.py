@@ -275,13 +275,15 @@ class Gateway:
                     continue
                 if packet is not None:
                     raise ProtocolViolation("the same request came twice")
-                _, channel = await loop.connect_accepted_socket(Channel, sock)
-                channel.unread(header)
-                return channel
+                plain = Channel()
+                await loop.connect_accepted_socket(lambda: plain, sock)
+                plain.unread(header)
+                return plain
 
     async def _encrypted(self, sock: socket.socket) -> Channel:
-        _, channel = await asyncio.get_running_loop().connect_accepted_socket(
-            Channel, sock, ssl=self._tls, ssl_handshake_timeout=self._settings.first_bytes_seconds_max
+        channel = Channel()
+        await asyncio.get_running_loop().connect_accepted_socket(
+            lambda: channel, sock, ssl=self._tls, ssl_handshake_timeout=self._settings.first_bytes_seconds_max
         )
         return channel
 

@@ -531,7 +531,7 @@ class Session:
                 outcome,
                 sqlstate,
                 tag,
-                messages.rows_of_tag(tag) or execution.rows,
+                max(messages.rows_of_tag(tag), execution.rows),  # a portal run in pieces tells its last piece only
                 execution.bytes_in,
                 execution.bytes_out,
                 max(0, self._mono_us - execution.started_us),

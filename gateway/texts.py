@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from ingest.parser_process import ParserProcess
-
 from gateway.settings import GatewaySettings
 from ingest import sql
+from ingest.parser_process import ParserProcess
 from ingest.sql import Script, Unparsable
 
 

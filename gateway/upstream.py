@@ -76,16 +76,17 @@ async def connect(target: Target, version: int, parameters: Mapping[str, str], s
 async def _open(target: Target, settings: GatewaySettings) -> Channel:
     loop = asyncio.get_running_loop()
     sock = await _socket(target, settings)
+    channel = Channel()
     try:
         if target.tls is None:
-            _, plain = await loop.create_connection(Channel, sock=sock)
-            return plain
+            await loop.create_connection(lambda: channel, sock=sock)
+            return channel
         await loop.sock_sendall(sock, SSL_REQUEST)
         # One byte and no more: what follows it in clear text must not be taken for part of the encrypted stream.
         answer = await loop.sock_recv(sock, 1)
         if answer != b"S":
             raise ssl.SSLError(f"it does not offer TLS, which sslmode of connection {target.name} demands")
-        _, channel = await loop.create_connection(Channel, sock=sock, ssl=target.tls, server_hostname=target.host)
+        await loop.create_connection(lambda: channel, sock=sock, ssl=target.tls, server_hostname=target.host)
         return channel
     except BaseException:
         sock.close()

@@ -232,8 +232,15 @@ class Tracker(Generic[Text]):
             self._restore()
             return b""
         self._fail(self._pending.popleft(), sqlstate)
+        # An Execute whose own Parse or Bind failed did not run either, but the error is its own, not an earlier one's.
+        failed = head.text if head.kind == PARSE else (head.portal.text if head.kind == BIND and head.portal is not None else None)
         while self._pending and self._pending[0].kind != SYNC:
-            self._skip(self._pending.popleft())
+            entry = self._pending.popleft()
+            if failed is not None and entry.kind == EXECUTE and entry.executions[0].text is failed:
+                self._fail(entry, sqlstate)
+                failed = None
+            else:
+                self._skip(entry)
         self._skipping = not self._pending
         self._restore()
         return head.refusal

@@ -90,13 +90,14 @@ class Warden:
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def start(self, environment: dict[str, str] | None = None, *, wrapper: Sequence[str] = ()) -> None:
-        self.process = subprocess.Popen(
-            [*wrapper, sys.executable, "-m", "pgwarden", "gateway", "-c", str(self.folder / "pgwarden.toml")],
-            cwd=REPOSITORY,
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY), **(environment or {})},
-            stdout=(self.folder / "gateway.out").open("ab"),
-            stderr=subprocess.STDOUT,
-        )
+        with (self.folder / "gateway.out").open("ab") as output:
+            self.process = subprocess.Popen(
+                [*wrapper, sys.executable, "-m", "pgwarden", "gateway", "-c", str(self.folder / "pgwarden.toml")],
+                cwd=REPOSITORY,
+                env={**os.environ, "PYTHONPATH": str(REPOSITORY), **(environment or {})},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
         until = time.monotonic() + 20
         while True:
             try:
@@ -176,17 +177,17 @@ class Warden:
     # -- clients -----------------------------------------------------------------------------------------------------------------
 
     def dsn(self, agent: str, **more: object) -> str:
-        return psycopg.conninfo.make_conninfo(
-            host="127.0.0.1",
-            port=self.port,
-            dbname="shop",
-            user=agent,
-            password=self.keys[agent],
-            sslmode="verify-full",
-            sslrootcert=str(self.folder / "state/tls/certificate.pem"),
-            connect_timeout=10,
-            **more,
-        )
+        parameters: dict[str, object] = {
+            "host": "127.0.0.1",
+            "port": self.port,
+            "dbname": "shop",
+            "user": agent,
+            "password": self.keys[agent],
+            "sslmode": "verify-full",
+            "sslrootcert": str(self.folder / "state/tls/certificate.pem"),
+            "connect_timeout": 10,
+        }
+        return psycopg.conninfo.make_conninfo("", **{**parameters, **more})
 
     def connect(self, agent: str, **more: object) -> psycopg.Connection[tuple[object, ...]]:
         return psycopg.connect(self.dsn(agent, **more), autocommit=True)

@@ -108,7 +108,11 @@ class Talk:
         return b"".join(command.data for command in self.commands if isinstance(command, ToClient))
 
     def facts(self, *kinds: type) -> list[StatementEvent]:
-        return [command.event for command in self.commands if isinstance(command, Record) and (not kinds or isinstance(command.event, kinds))]
+        return [
+            command.event
+            for command in self.commands
+            if isinstance(command, Record) and (not kinds or isinstance(command.event, kinds))
+        ]
 
 
 @pytest.fixture
@@ -126,7 +130,9 @@ def test_an_allowed_query_is_recorded_before_its_bytes_go_on_unchanged(talk: Tal
     assert (finished.outcome, finished.rows, finished.tag) == ("ok", 2, "SELECT 2")
 
 
-@pytest.mark.parametrize(("durability", "to_server", "to_client"), [("fast", False, False), ("group", False, True), ("strict", True, True)])
+@pytest.mark.parametrize(
+    ("durability", "to_server", "to_client"), [("fast", False, False), ("group", False, True), ("strict", True, True)]
+)
 def test_what_waits_for_the_record_at_each_level(durability: Durability, to_server: bool, to_client: bool) -> None:
     talk = Talk(durability)
     (sent,) = [command for command in talk.client(q("SELECT 1")) if isinstance(command, ToServer)]
@@ -339,7 +345,9 @@ ANSWERS = (
 def _told(events: list[StatementEvent]) -> list[object]:
     """What does not depend on the clock."""
     return [
-        (event.execution, event.outcome, event.sqlstate, event.rows, event.bytes_out) if isinstance(event, StatementFinished) else event
+        (event.execution, event.outcome, event.sqlstate, event.rows, event.bytes_out)
+        if isinstance(event, StatementFinished)
+        else event
         for event in events
     ]
 
@@ -381,7 +389,12 @@ def test_the_story_told_byte_by_byte_is_the_same() -> None:
 
 
 @settings(max_examples=300)
-@given(st.lists(st.one_of(st.binary(max_size=30), st.sampled_from([q("SELECT 1"), p("SELECT 1"), b(), e(), S, q("DROP TABLE orders")])), max_size=12))
+@given(
+    st.lists(
+        st.one_of(st.binary(max_size=30), st.sampled_from([q("SELECT 1"), p("SELECT 1"), b(), e(), S, q("DROP TABLE orders")])),
+        max_size=12,
+    )
+)
 def test_whatever_a_client_sends_no_undecided_text_is_forwarded(parts: list[bytes]) -> None:
     talk = Talk()
     talk.client(*parts)

@@ -66,7 +66,7 @@ def test_an_error_in_a_pipeline_skips_to_its_sync_and_not_beyond(story: Story) -
     tracker.received_bind_complete()
     tracker.received_complete("SELECT 0")
     tracker.received_ready_for_query("I")
-    assert story.ends == ["a skipped", "b skipped", "c ok SELECT 0"]
+    assert story.ends == ["a error 42P01", "b skipped", "c ok SELECT 0"]
 
 
 def test_what_is_sent_after_an_error_and_before_the_sync_is_skipped(story: Story) -> None:
