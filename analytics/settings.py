@@ -24,6 +24,8 @@ class AnalyticsSettings:
     questions_at_once: int = 2
     questions_waiting_max: int = 64
     answer_rows_max: int = 1_000
+    answer_bytes_max: int = 4 * 2**20  # of text; what is beyond it comes with the next page
+    answer_text_max: int = 16 * 2**10  # characters of one statement in a list; question `statement` gives all of it
 
     # Guarded SQL
     sql_bytes_max: int = 64 * 2**10  # 500,000 nested subqueries end the parser with a stack overflow: measured

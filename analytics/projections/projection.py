@@ -16,6 +16,9 @@ INDEX_BITS: Final = 20
 MACROS: Final = (
     # Microseconds since 1970 to a TIMESTAMP in UTC; 0 is none. Cut at the end of the year 9999: a wilder time must not stop us.
     "create macro instant(us) as case when us > 0 then make_timestamp(least(us, 253402300799999999)) end",
+    # Whether a statement names this relation, with its schema or without.
+    """create macro names_relation(relations, relation) as
+        len(list_filter(relations, lambda r: r = relation or suffix(r, '.' || relation))) > 0""",
 )
 
 

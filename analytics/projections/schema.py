@@ -6,7 +6,19 @@ import hashlib
 from collections.abc import Mapping
 from typing import Final
 
-from analytics.projections import agents, attempts, findings, gateways, grants, kills, rates, sessions, statements, texts
+from analytics.projections import (
+    agents,
+    attempts,
+    findings,
+    gateways,
+    grants,
+    kills,
+    rates,
+    session_counts,
+    sessions,
+    statements,
+    texts,
+)
 from analytics.projections.projection import Projection
 
 PROJECTIONS: Final[tuple[Projection, ...]] = (
@@ -19,6 +31,7 @@ PROJECTIONS: Final[tuple[Projection, ...]] = (
     texts.PROJECTION,
     statements.PROJECTION,  # its view reads sessions
     rates.PROJECTION,  # counts what statements has staged
+    session_counts.PROJECTION,  # likewise
     findings.PROJECTION,
 )
 

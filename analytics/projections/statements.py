@@ -262,11 +262,14 @@ PROJECTION: Final = Projection(
                 null::bigint as duration_us
             from executions_open o
             left join boots b on b.writer = o.writer
-            left join (select session from sessions where state <> 'live') s on s.session = o.session""",
+            left join (
+                select session from sessions where state <> 'live' and session in (select session from executions_open)
+            ) s on s.session = o.session""",
+        "executions_all": "select * from executions union all by name select * from running",
         "statements": """
             select e.* exclude (place, writer), e.writer as gateway, x.text, x.text_mode, x.text_bytes, x.fingerprint, x.verbs,
                 x.relations, x.functions
-            from (select * from executions union all by name select * from running) e
+            from executions_all e
             left join texts x on x.session = e.session and x.statement = e.statement""",
     },
 )

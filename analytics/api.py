@@ -1,0 +1,266 @@
+"""The answers over HTTP: questions by name, health, and SQL that somebody wrote, within limits. docs/audit.md describes them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Final, TypeAlias
+
+import msgspec
+from fastapi import APIRouter, HTTPException, Request, Response
+from pydantic import BaseModel, ConfigDict
+
+from analytics.guarded_sql import GuardedSql, SqlAnswer, SqlRefusal
+from analytics.queries import Answer, Queries, QuestionFailed, QuestionInvalid, described
+from analytics.runner import Lag
+from identity.api import Authenticate, guarded, operator_of
+
+GatewayStatuses: TypeAlias = Callable[[], Awaitable[Sequence[Mapping[str, object]]]]
+"""What each gateway says of itself; `{"gateway": id, "reachable": false, "reason": ...}` for one that says nothing."""
+
+STATUS_SECONDS: Final = 0.5  # for so long a gateway's word is passed on again: a screen asks for sessions and health at once
+STATUS_SECONDS_MAX: Final = 2.0  # for a gateway's answer
+LAG_SECONDS_MAX: Final = 5.0  # from here on the tables are called late; a commit is due every 0.25 s
+
+_STATUS_OF: Final = {"invalid": 422, "limit": 422, "busy": 429, "unavailable": 503}
+
+
+class SqlBody(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    sql: str
+
+
+def router(
+    queries: Queries, guarded_sql: GuardedSql, authenticate: Authenticate, statuses: GatewayStatuses, lag: Callable[[], Lag]
+) -> APIRouter:
+    """The answers. Each call is authenticated before anything else of it is looked at."""
+    routes = APIRouter(prefix="/v1", route_class=guarded(authenticate))
+    gateways = _Gateways(statuses)
+
+    async def ask(request: Request, question: str, **fixed: str) -> Answer:
+        given = dict(request.query_params)
+        if len(given) != len(request.query_params.multi_items()):
+            raise HTTPException(422, "a parameter is given twice; write it once")
+        try:
+            return await queries.ask(question, {**{name: value for name, value in given.items() if value}, **fixed})
+        except QuestionInvalid as error:
+            raise HTTPException(422, str(error)) from error
+        except QuestionFailed as error:
+            raise HTTPException(503, str(error)) from error
+
+    async def one(request: Request, question: str, missing: str, **fixed: str) -> dict[str, object]:
+        items = (await ask(request, question, **fixed)).items
+        if not items:
+            raise HTTPException(404, missing)
+        return items[0]
+
+    @routes.get("/health", summary="Whether all is recorded, enforced and projected")
+    async def health() -> Response:
+        return _json(await _health(queries, gateways, lag()))
+
+    @routes.get("/agents", summary="Agents: state, last seen, live sessions, the last 24 hours")
+    async def agents(request: Request) -> Response:
+        return _page(await ask(request, "agents"))
+
+    @routes.get("/agents/unused", summary="Agents never seen, or not for so many days")
+    async def unused_agents(request: Request) -> Response:
+        return _page(await ask(request, "unused_agents"))
+
+    @routes.get("/agents/{agent}", summary="One agent, and its grants")
+    async def agent(request: Request, agent: str) -> Response:
+        found = await one(request, "agents", f"there is no agent {agent[:100]!r}", agent=agent)
+        grants = await ask(request, "grants", agent=agent)
+        return _json({**found, "grants": grants.items})
+
+    @routes.get("/grants", summary="Grants: scope, reason, approver, state")
+    async def grants(request: Request) -> Response:
+        return _page(await ask(request, "grants"))
+
+    @routes.get("/sessions", summary="Sessions, newest first; live=true for those that are open")
+    async def sessions(request: Request) -> Response:
+        live = request.query_params.get("live", "")
+        if live not in ("", "true", "false"):
+            raise HTTPException(422, "live: write true or false")
+        rest = Request({**request.scope, "query_string": _without(request, "live")})
+        answer = await ask(rest, "live_sessions" if live == "true" else "sessions")
+        return _page(Answer([await gateways.with_state(item) for item in answer.items], answer.next))
+
+    @routes.get("/sessions/{session}", summary="One session")
+    async def session(request: Request, session: str) -> Response:
+        found = await one(request, "sessions", f"there is no session {session[:100]!r}", session=session)
+        return _json(await gateways.with_state(found))
+
+    @routes.get("/sessions/{session}/timeline", summary="One session from its opening to its end")
+    async def timeline(request: Request, session: str) -> Response:
+        return _page(await ask(request, "timeline", session=session))
+
+    @routes.get("/statements", summary="Executions, newest first")
+    async def statements(request: Request) -> Response:
+        return _page(await ask(request, "statements"))
+
+    @routes.get("/statements/{session}/{execution}", summary="One execution, with the whole text")
+    async def statement(request: Request, session: str, execution: str) -> Response:
+        missing = f"there is no execution {execution[:20]} in session {session[:100]!r}"
+        return _json(await one(request, "statement", missing, session=session, execution=execution))
+
+    @routes.get("/rates", summary="Per minute and agent: statements, denied, errors, rows")
+    async def rates(request: Request) -> Response:
+        return _page(await ask(request, "rates"))
+
+    @routes.get("/findings", summary="What the detectors raised")
+    async def findings(request: Request) -> Response:
+        return _page(await ask(request, "findings"))
+
+    @routes.get("/questions", summary="The questions that have a name, and what each takes")
+    async def questions() -> Response:
+        return _json({"items": described(), "next": None})
+
+    @routes.get("/questions/{name}", summary="The answer to a question")
+    async def question(request: Request, name: str) -> Response:
+        return _page(await ask(request, name))
+
+    @routes.post("/sql", summary="One SELECT on a copy of the tables")
+    async def sql(request: Request, body: SqlBody) -> Response:
+        answer = await guarded_sql.run(body.sql, operator_of(request).id)
+        match answer:
+            case SqlAnswer():
+                return Response(answer.body, media_type="application/json")
+            case SqlRefusal():
+                raise HTTPException(_STATUS_OF[answer.kind], answer.reason)
+
+    return routes
+
+
+def _json(value: object) -> Response:
+    return Response(msgspec.json.encode(value), media_type="application/json")
+
+
+def _page(answer: Answer) -> Response:
+    return _json({"items": answer.items, "next": answer.next})
+
+
+def _without(request: Request, name: str) -> bytes:
+    pairs = request.scope["query_string"].split(b"&")
+    return b"&".join(pair for pair in pairs if pair.split(b"=", 1)[0] != name.encode())
+
+
+# -- the gateways' own word ------------------------------------------------------------------------------------------------------
+
+
+class _Gateways:
+    """Asked at most every STATUS_SECONDS, whoever wants to know."""
+
+    def __init__(self, statuses: GatewayStatuses) -> None:
+        self._statuses = statuses
+        self._asking = asyncio.Lock()
+        self._at = -STATUS_SECONDS
+        self._known: Sequence[Mapping[str, object]] = ()
+        self._states: dict[str, str] = {}
+
+    async def known(self) -> Sequence[Mapping[str, object]]:
+        async with self._asking:
+            if time.monotonic() - self._at >= STATUS_SECONDS:
+                try:
+                    async with asyncio.timeout(STATUS_SECONDS_MAX):
+                        self._known = await self._statuses()
+                except TimeoutError:
+                    self._known = ({"gateway": "", "reachable": False, "reason": f"no answer within {STATUS_SECONDS_MAX:g} s"},)
+                self._at = time.monotonic()
+                self._states = {
+                    str(session.get("session")): str(session.get("state", ""))
+                    for status in self._known
+                    for session in _dicts(status.get("sessions"))
+                }
+        return self._known
+
+    async def with_state(self, session: dict[str, object]) -> dict[str, object]:
+        """A live session's state is what its gateway says: idle, active, in transaction. The tables know no more than `live`."""
+        if session.get("state") != "live":
+            return session
+        await self.known()
+        state = self._states.get(str(session.get("session")))
+        return {**session, "state": state} if state else session
+
+
+async def _health(queries: Queries, gateways: _Gateways, lag: Lag) -> dict[str, object]:
+    known = await gateways.known()
+    problems: list[str] = []
+    logs: list[Mapping[str, object]] = []
+    shown: list[dict[str, object]] = []
+    for status in known:
+        name = str(status.get("gateway", ""))
+        log = status.get("log")
+        if status.get("reachable", True) is False:
+            problems.append(f"gateway {name} does not answer: {status.get('reason', '')}")
+        if isinstance(log, Mapping):
+            logs.append(log)
+            if not log.get("available", True):
+                problems.append(f"gateway {name} cannot record, so it lets nothing through: {log.get('reason', '')}")
+        shown.append(
+            {
+                "gateway": name,
+                "reachable": status.get("reachable", True),
+                "reason": status.get("reason", ""),
+                "boot": status.get("boot"),
+                "pid": status.get("pid"),
+                "started_at": _at(status.get("started_us")),
+                "sessions": len(_dicts(status.get("sessions"))),
+                "counters": status.get("counters"),
+                "log": _recording([log]) if isinstance(log, Mapping) else None,
+            }
+        )
+    if lag.projection_error:
+        problems.append(f"the tables stand still: {lag.projection_error}")
+    elif lag.seconds > LAG_SECONDS_MAX:
+        problems.append(f"the tables are {lag.seconds:.0f} s behind the log")
+    if lag.enforcement_error:
+        problems.append(f"enforcement stands still: {lag.enforcement_error}")
+    gaps: int | None = None
+    try:
+        found = await queries.ask("recording_gaps", {"limit": 1000})
+        gaps = sum(item["kind"] == "frames missing" for item in found.items)
+    except QuestionFailed as error:
+        problems.append(f"the tables do not answer: {error}")
+    return {
+        "status": "degraded" if problems else "ok",
+        "problems": problems,
+        "log": _recording(logs) if logs else None,
+        "gaps": gaps,
+        "gateways": shown,
+        "projection": {"lag_records": lag.records, "lag_us": int(lag.seconds * 1_000_000), "error": lag.projection_error},
+        "enforcement": {
+            "lag_records": lag.enforcement_records,
+            "orders_pending": lag.orders_pending,
+            "live_sessions": lag.live_sessions,
+            "error": lag.enforcement_error,
+        },
+    }
+
+
+def _recording(logs: Sequence[Mapping[str, object]]) -> dict[str, object]:
+    """Available when all are; the reason is the first one's that is not."""
+    broken = [log for log in logs if not log.get("available", True)]
+    return {
+        "available": not broken,
+        "since_at": _at(broken[0].get("since_us")) if broken else None,
+        "reason": str(broken[0].get("reason", "")) if broken else "",
+        "refused": sum(_int(log.get("refused")) for log in logs),
+        "pending_bytes": sum(_int(log.get("pending_bytes")) for log in logs),
+    }
+
+
+def _dicts(value: object) -> list[Mapping[str, object]]:
+    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
+
+
+def _int(value: object) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _at(us: object) -> str | None:
+    if not isinstance(us, int) or not 0 < us < 253_402_300_800_000_000:
+        return None
+    return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=us)).isoformat(timespec="microseconds")[:-6] + "Z"
