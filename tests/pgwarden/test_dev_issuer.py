@@ -78,6 +78,16 @@ async def served(tmp_path: Path) -> AsyncIterator[Served]:
 
 
 @pytest.fixture
+async def endpoint(tmp_path: Path) -> AsyncIterator[Served]:
+    """The same application without a socket, for the many requests that it refuses."""
+    settings = DevIssuerSettings(tmp_path / "dev-issuer", (REPORTING, CHOOSY), port=0)
+    issuer = DevIssuer(settings, "http://127.0.0.1:1")
+    transport = httpx.ASGITransport(dev_issuer.app(issuer, settings))
+    async with httpx.AsyncClient(base_url=issuer.url, transport=transport) as http:
+        yield Served(issuer, http, IssuerRules("development", issuer.url, "pgwarden", insecure_http=True), settings.folder)
+
+
+@pytest.fixture
 async def cache() -> AsyncIterator[JwksCache]:
     made = JwksCache()
     yield made
@@ -150,8 +160,8 @@ async def test_the_published_keys_hold_nothing_private(served: Served) -> None:
 # -- the token endpoint ----------------------------------------------------------------------------------------------------------
 
 
-async def test_the_secret_may_come_in_the_form(served: Served) -> None:
-    answer = await served.asked(None, client_id="reporting", client_secret=SECRET)
+async def test_the_secret_may_come_in_the_form(endpoint: Served) -> None:
+    answer = await endpoint.asked(None, client_id="reporting", client_secret=SECRET)
     assert answer.status_code == 200
     assert answer.headers["Cache-Control"] == "no-store"
     assert answer.json()["token_type"] == "Bearer"
@@ -162,9 +172,9 @@ async def test_the_secret_may_come_in_the_form(served: Served) -> None:
     ("id_", "secret"),
     [("reporting", "wrong"), ("reporting", ""), ("nobody", SECRET), ("", ""), ("choosy", SECRET), ("reporting", "é")],
 )
-async def test_a_wrong_secret_and_an_unknown_client_look_alike(served: Served, id_: str, secret: str) -> None:
-    posted = await served.asked(None, client_id=id_, client_secret=secret)
-    basic = await served.asked(DevClient(id_, secret))
+async def test_a_wrong_secret_and_an_unknown_client_look_alike(endpoint: Served, id_: str, secret: str) -> None:
+    posted = await endpoint.asked(None, client_id=id_, client_secret=secret)
+    basic = await endpoint.asked(DevClient(id_, secret))
     for answer in (posted, basic):
         assert answer.status_code == 401
         assert answer.json() == {"error": "invalid_client", "error_description": "the client is not known, or its secret is wrong"}
@@ -174,8 +184,8 @@ async def test_a_wrong_secret_and_an_unknown_client_look_alike(served: Served, i
 @pytest.mark.parametrize(
     "authorization", ["Bearer x", "Basic", "Basic ***", "Basic " + base64.b64encode(b"reporting").decode(), ""]
 )
-async def test_an_authorization_that_cannot_be_read_is_refused(served: Served, authorization: str) -> None:
-    answer = await served.http.post("/token", data={"grant_type": "client_credentials"}, headers={"Authorization": authorization})
+async def test_an_authorization_that_cannot_be_read_is_refused(endpoint: Served, authorization: str) -> None:
+    answer = await endpoint.http.post("/token", data={"grant_type": "client_credentials"}, headers={"Authorization": authorization})
     assert answer.status_code == 401
 
 
@@ -197,15 +207,15 @@ async def test_an_authorization_that_cannot_be_read_is_refused(served: Served, a
         ("grant_type=client_credentials&task=é", "invalid_request"),
     ],
 )
-async def test_a_request_that_breaks_the_rules_is_named_as_rfc_6749_does(served: Served, form: str, error: str) -> None:
+async def test_a_request_that_breaks_the_rules_is_named_as_rfc_6749_does(endpoint: Served, form: str, error: str) -> None:
     headers = {"Content-Type": "application/x-www-form-urlencoded"}
-    answer = await served.http.post("/token", content=form.encode(), headers=headers, auth=_encoded(REPORTING))
+    answer = await endpoint.http.post("/token", content=form.encode(), headers=headers, auth=_encoded(REPORTING))
     assert (answer.status_code, answer.json()["error"]) == (400, error)
     assert "access_token" not in answer.text
 
 
-async def test_a_body_of_another_type_is_refused(served: Served) -> None:
-    answer = await served.http.post("/token", json={"grant_type": "client_credentials"}, auth=_encoded(REPORTING))
+async def test_a_body_of_another_type_is_refused(endpoint: Served) -> None:
+    answer = await endpoint.http.post("/token", json={"grant_type": "client_credentials"}, auth=_encoded(REPORTING))
     assert (answer.status_code, answer.json()["error"]) == (400, "invalid_request")
 
 
@@ -295,7 +305,6 @@ def test_secrets_are_not_in_the_representation(tmp_path: Path) -> None:
     assert SECRET not in repr(DevIssuerSettings(tmp_path, (REPORTING,)))
 
 
-@pytest.mark.slow
 def test_the_process_warns_serves_rotates_and_ends_without_a_word_of_its_secrets(tmp_path: Path) -> None:
     secret_file = tmp_path / "secret"
     secret_file.write_text("the-secret-of-reporting\n")
