@@ -17,6 +17,7 @@ from pgwarden.printable import printable
 
 LINES_MAX: Final = 8  # of one kind at a time; a terminal is no place for a flood
 STATEMENTS_READ: Final = 200  # the newest, each time
+SESSIONS_READ: Final = 100
 LAG_SECONDS_MAX: Final = 5.0  # from a statement to its row; the projector commits every 250 ms
 STATUS_BYTES_MAX: Final = 16 * 2**20
 
@@ -26,12 +27,12 @@ class ApiSilent(Exception):
 
 
 class _Statement(msgspec.Struct, frozen=True):
-    at: datetime
+    started_at: datetime
     session: str
     agent: str
     execution: int
-    text: str = ""
-    reason: str = ""
+    text: str | None = ""
+    reason: str | None = ""
 
 
 class _Session(msgspec.Struct, frozen=True):
@@ -42,7 +43,7 @@ class _Session(msgspec.Struct, frozen=True):
     closed_at: datetime | None = None
     close_reason: str | None = ""
     kill_cause: str | None = None
-    kill_decided_at: datetime | None = None
+    kill_requested_at: datetime | None = None
     kill_backend_gone_at: datetime | None = None
 
 
@@ -54,6 +55,12 @@ class _Agent(msgspec.Struct, frozen=True):
     live_sessions: int = 0
     statements: int = 0
     denied: int = 0
+
+
+class _Gap(msgspec.Struct, frozen=True):
+    noticed_at: datetime
+    kind: str = ""
+    reason: str | None = ""
 
 
 class _Page(msgspec.Struct, frozen=True):
@@ -117,7 +124,7 @@ class Watch:
                 yield f"{one.state:<11} {one.agent}{printable(said)}"
 
     def _session_lines(self) -> Iterator[str]:
-        page = self._items("/v1/sessions", _Session, limit=100)
+        page = self._items("/v1/sessions", _Session, limit=SESSIONS_READ)
         known = self._sessions
         self._sessions = {one.session: one for one in page}
         for one in reversed(page):
@@ -125,8 +132,8 @@ class Watch:
             if before is None and _us(one.opened_at) >= self._since_us:
                 yield f"opened      {one.agent} from {printable(one.client)}"
             if one.kill_backend_gone_at is not None and (before is None or before.kill_backend_gone_at is None):
-                took = (_us(one.kill_backend_gone_at) - _us(one.kill_decided_at)) / 1000
-                yield f"killed      {one.agent}: {printable(one.kill_cause or '')}; backend gone {took:.0f} ms after the decision"
+                took = (_us(one.kill_backend_gone_at) - _us(one.kill_requested_at)) / 1000
+                yield f"killed      {one.agent}: {printable(one.kill_cause or '')}; its backend was gone after {took:.0f} ms"
             elif (
                 one.kill_cause is None
                 and _us(one.closed_at) >= self._since_us  # 0 while it is open
@@ -139,8 +146,8 @@ class Watch:
         fresh = [one for one in page if (one.session, one.execution) not in self._seen]
         self._seen = dict.fromkeys((one.session, one.execution) for one in page)
         for one in reversed(fresh[:LINES_MAX]):
-            text = printable(" ".join(one.text.split()), 70)
-            yield f"refused     {one.agent}: {text} — {printable(one.reason)}"
+            text = printable(" ".join((one.text or "").split()), 70)
+            yield f"refused     {one.agent}: {text} — {printable(one.reason or '')}"
         if len(fresh) > LINES_MAX:
             yield f"refused     and {len(fresh) - LINES_MAX} more"
 
@@ -166,7 +173,9 @@ class Watch:
             recording, reason = _log_state(health)
             if not recording:
                 yield f"the log takes no records: {reason}"
-            yield from _gaps(health)
+            for gap in self._items("/v1/questions/recording_gaps", _Gap):
+                if _us(gap.noticed_at) >= self._since_us:
+                    yield f"the record has a gap: {gap.kind}, {printable(gap.reason or '')}"
             newest_us = 0
             for agent in agents:
                 allowed = self._statements(agent, "allow")
@@ -174,7 +183,7 @@ class Watch:
                     yield f"{agent} has no statement that was allowed"
                 if not self._statements(agent, "deny"):
                     yield f"{agent} has no statement that was refused"
-                newest_us = max([newest_us, *(_us(one.at) for one in allowed)])
+                newest_us = max([newest_us, *(_us(one.started_at) for one in allowed)])
             lag_seconds = time.time() - newest_us / 1e6
             if agents and newest_us and lag_seconds > LAG_SECONDS_MAX:
                 yield f"the newest statement that the API shows is {lag_seconds:.1f} s old"
@@ -260,12 +269,6 @@ def _log_state(status: Mapping[str, object]) -> tuple[bool, str]:
     if not isinstance(log, dict):
         return True, ""
     return bool(log.get("available", True)), str(log.get("reason", ""))
-
-
-def _gaps(health: Mapping[str, object]) -> Iterator[str]:
-    gaps = health.get("gaps")
-    if isinstance(gaps, int) and gaps:
-        yield f"the record has {gaps} gaps"
 
 
 def _us(at: datetime | None) -> int:
