@@ -255,7 +255,8 @@ class Gateway:
                         channel = await self._encrypted(sock)
                         if channel.tls is None or channel.tls.selected_alpn_protocol() != "postgresql":
                             # PostgreSQL demands it, lest another protocol's client be talked into speaking to a database
-                            raise ProtocolViolation("direct TLS needs the ALPN protocol postgresql")
+                            channel.abort()
+                            return None
                         return channel
                 header = await _exactly(sock, 8)
                 if header[:1] != b"\0":
@@ -275,10 +276,9 @@ class Gateway:
                     continue
                 if packet is not None:
                     raise ProtocolViolation("the same request came twice")
-                plain = Channel()
-                await loop.connect_accepted_socket(lambda: plain, sock)
-                plain.unread(header)
-                return plain
+                channel = await _in_the_clear(sock)
+                channel.unread(header)
+                return channel
 
     async def _encrypted(self, sock: socket.socket) -> Channel:
         channel = Channel()
@@ -647,6 +647,12 @@ def _negotiated(startup: StartupMessage, channel: Channel) -> int:
     else:
         agreed = startup.version
     return agreed if agreed == VERSION_3_2 else VERSION_3_0  # 3.1 was never spoken
+
+
+async def _in_the_clear(sock: socket.socket) -> Channel:
+    channel = Channel()
+    await asyncio.get_running_loop().connect_accepted_socket(lambda: channel, sock)
+    return channel
 
 
 async def _readable(sock: socket.socket) -> None:
