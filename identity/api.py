@@ -205,7 +205,7 @@ def _limited(request: Request) -> Receive:
         message = await request.receive()
         taken += len(message.get("body", b""))
         if taken > BODY_BYTES_MAX:
-            raise HTTPException(413, f"The body is larger than {BODY_BYTES_MAX} bytes; ask for several smaller grants.")
+            raise HTTPException(413, f"The body is larger than {BODY_BYTES_MAX} bytes; send less at a time.")
         return message
 
     return receive

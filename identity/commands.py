@@ -33,6 +33,9 @@ from ingest.events import (
 CONFIG: Final = "config"
 """Asks for and approves the grants of the configuration file. No operator bears this name."""
 
+RESERVED: Final[Mapping[str, str]] = {CONFIG: "the configuration file's", "unused": "a path of the API"}
+"""Names that no agent can have, and what they are."""
+
 AGENT_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")  # also a Postgres user name: NAMEDATALEN - 1 = 63 bytes
 IDEMPOTENCY_KEY: Final = re.compile(r"[!-~]{1,128}")
 
@@ -271,8 +274,8 @@ def _register(
     problems: list[str] = []
     if AGENT_NAME.fullmatch(command.agent) is None:
         problems.append("agent: write 1 to 63 of a-z, 0-9, _, . and -, a letter or digit first")
-    elif command.agent == CONFIG:
-        problems.append(f"agent: the name {CONFIG} is taken by the configuration file")
+    elif command.agent in RESERVED:
+        problems.append(f"agent: the name {command.agent} is {RESERVED[command.agent]}; choose another")
     problems += _text("description", command.description, settings.text_characters_max, required=False)
     problems += _text("owner", command.owner, settings.name_characters_max, required=True)
     for name, value in (("issuer", command.issuer), ("client", command.client), ("subject", command.subject)):

@@ -9,9 +9,11 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Final, get_args
 
+import msgspec
 import uvicorn
 import uvloop
 from fastapi import APIRouter, FastAPI, Request
@@ -19,6 +21,9 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from analytics import api as analytics_api
+from analytics.guarded_sql import GuardedSql
+from analytics.queries import Queries
 from analytics.runner import Runner
 from analytics.settings import AnalyticsSettings
 from analytics.store import Store, TablesBusy
@@ -41,6 +46,7 @@ from ingest.recorder import Recorder
 from ingest.settings import LogSettings, RecorderSettings
 from pgwarden import first_agents
 from pgwarden.config import ApiConfig, Config
+from pgwarden.settings import SOCKET_FILE
 
 WRITER: Final = "api"
 WRITTEN: Final = ("identity", "commands", "findings")
@@ -48,6 +54,8 @@ FIRST_AGENTS_RETRY_SECONDS: Final = 1.0
 BACKLOG: Final = 128
 CONNECTIONS_MAX: Final = 256  # people, their scripts and one dashboard
 SHUTDOWN_SECONDS_MAX: Final = 3  # for answers that are under way; the supervisor kills after 8
+STATUS_SECONDS_MAX: Final = 1.5  # for a gateway's answer; the health of the others must not wait longer
+STATUS_BYTES_MAX: Final = 16 * 2**20  # 250 bytes a session
 HEADER_BYTES_MAX: Final = 24 * 2**10  # a token of 16 KB is the largest that a row may allow
 
 # An answer is data for one caller: not kept, not guessed to be a page, not shown in one.
@@ -100,7 +108,17 @@ async def _run(config: Config) -> int:
             store = await asyncio.to_thread(Store.open, settings)
             closing.push_async_callback(asyncio.to_thread, store.close)
             runner = Runner(log, store, _ordering(recorder), settings)
-            app = application(registrar, authenticating(config, keys), ())
+            queries = Queries(store, settings)
+            closing.callback(queries.close)
+            guarded_sql = GuardedSql(store, settings)
+            closing.push_async_callback(guarded_sql.close)
+
+            async def gateways() -> Sequence[Mapping[str, object]]:
+                return (await gateway_status(config.state / SOCKET_FILE),)
+
+            authenticate = authenticating(config, keys)
+            answers = analytics_api.router(queries, guarded_sql, authenticate, gateways, runner.lag)
+            app = application(registrar, authenticate, (answers,))
             server = _Server(_uvicorn(app))
             tasks = {loop.create_task(runner.run(), name="runner")}
             # Before the first answer: whoever finds the API up finds the agents of the file registered.
@@ -188,6 +206,29 @@ def authenticating(config: Config, keys: JwksCache) -> Authenticate:
         return await operators.authenticate(authorization, peer, now_us())
 
     return authenticate
+
+
+async def gateway_status(path: Path) -> Mapping[str, object]:
+    """What the gateway of this machine says of itself, or why it says nothing."""
+    silent = {"gateway": "gateway", "reachable": False}
+    try:
+        async with asyncio.timeout(STATUS_SECONDS_MAX):
+            reader, writer = await asyncio.open_unix_connection(path)
+            try:
+                said = await reader.read(STATUS_BYTES_MAX)
+                while more := await reader.read(STATUS_BYTES_MAX):
+                    said += more
+                    if len(said) > STATUS_BYTES_MAX:
+                        return {**silent, "reason": f"its status is larger than {STATUS_BYTES_MAX} bytes"}
+            finally:
+                writer.close()
+        return msgspec.json.decode(said, type=dict[str, object])
+    except FileNotFoundError:
+        return {**silent, "reason": "it does not run: start it with pgwarden gateway"}
+    except TimeoutError:
+        return {**silent, "reason": f"no answer within {STATUS_SECONDS_MAX:g} s"}
+    except (OSError, msgspec.DecodeError) as error:
+        return {**silent, "reason": f"its status cannot be read: {error}"}
 
 
 def application(registrar: Registrar, authenticate: Authenticate, answers: Sequence[APIRouter]) -> FastAPI:

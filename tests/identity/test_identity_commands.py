@@ -94,6 +94,7 @@ def test_the_record_names_an_issuer_by_its_url(issuer: str) -> None:
         ({"agent": "a" * 64}, "agent: write"),
         ({"agent": "x\n{"}, "agent: write"),
         ({"agent": CONFIG}, "agent: the name config"),
+        ({"agent": "unused"}, "agent: the name unused"),
         ({"owner": " "}, "owner: missing"),
         ({"owner": "o" * 257}, "owner: at most"),
         ({"description": "a\x1b[2Jb"}, "description: holds characters"),

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -294,6 +298,128 @@ def test_what_is_revoked_orders_the_end_of_the_sessions_that_rest_on_it(
         (order,) = recorded(folder, "commands")
         assert isinstance(order, SessionEndOrdered)
         assert (order.session, order.agent, order.cause, order.reason) == ("s-1", "reporter", f"{what} revoked", "odd queries")
+
+
+def routes(api: Process) -> list[tuple[str, str]]:
+    """All of them, as the API itself describes them to programs: (method, path)."""
+    described = api.get("/v1/openapi.json").json()["paths"]
+    return [(method.upper(), path) for path, methods in described.items() for method in methods]
+
+
+@pytest.mark.slow
+def test_no_route_answers_anything_without_an_operators_credential(folder: Path, free_port: int) -> None:
+    agents_key = (folder / "reporter.key").read_text(encoding="utf-8")
+    wrong = (
+        "",
+        f"Bearer {create_operator_key()[0]}",
+        f"Bearer {agents_key}",
+        f"Basic {ALICE}",
+        f"Bearer {ALICE_SHA256}",
+        "Bearer a.b.c",
+    )
+    with running(folder, free_port) as api:
+        found = [*routes(api), ("GET", "/v1/openapi.json")]
+        assert len(found) > 20
+        before = recorded(folder)
+        with httpx.Client(base_url=api.url, trust_env=False) as client:
+            for method, path in found:
+                for credential in wrong:
+                    answer = client.request(method, path, headers={"Authorization": credential} if credential else {}, json={})
+                    assert answer.status_code in (401, 429), (method, path)
+                    assert set(answer.json()) == {"error"}
+                right = client.request(
+                    method, path, headers={"Authorization": f"Bearer {BOB}"}, json={} if method == "POST" else None
+                )
+                assert right.status_code not in (401, 403, 429, 500), (method, path)
+        assert recorded(folder) == before
+
+
+@pytest.mark.slow
+def test_every_route_has_a_heading_in_the_document(folder: Path, free_port: int) -> None:
+    document = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
+    headings = set(re.findall(r"^### `(\w+ /\S*)`$", document, re.MULTILINE))
+    with running(folder, free_port) as api:
+        found = {f"{method} {re.sub('{.*?}', '{id}', path)}" for method, path in routes(api)}
+    assert headings == found | {"GET /v1/openapi.json"}
+
+
+@pytest.mark.slow
+def test_what_was_commanded_is_answered_a_moment_later(folder: Path, free_port: int, wait_for: Callable[..., object]) -> None:
+    with running(folder, free_port) as api:
+        wait_for(lambda: api.get("/v1/agents/reporter").status_code == 200)
+        assert api.get("/v1/agents/reporter").json()["owner"] == "finance"
+        assert api.post("/v1/agents/reporter/revoke", {"reason": "odd queries"}).status_code == 200
+        wait_for(lambda: api.get("/v1/agents/reporter").json()["state"] == "revoked")
+        (agent,) = api.get("/v1/agents?state=revoked").json()["items"]
+        assert (agent["state_by"], agent["state_reason"]) == ("alice", "odd queries")
+        (grant,) = api.get("/v1/grants?agent=reporter").json()["items"]
+        assert (grant["state"], grant["approver"]) == ("approved", "config")
+        counted = api.post("/v1/sql", {"sql": "select state, count(*) as agents from agents group by state"}).json()
+        assert counted["rows"] == [["revoked", 1]]
+
+
+@pytest.mark.slow
+def test_health_says_that_no_gateway_runs_and_what_one_says_of_itself(folder: Path, free_port: int) -> None:
+    said = {"gateway": "gw-1", "boot": 1, "pid": 1, "started_us": 1, "sessions": [], "counters": {}}
+    with running(folder, free_port) as api:
+        health = api.get("/v1/health").json()
+        assert (health["status"], health["gateways"][0]["reachable"]) == ("degraded", False)
+        assert "start it with pgwarden gateway" in health["problems"][0]
+        (folder / "state" / "run").mkdir(exist_ok=True)
+        path = folder / "state" / "run" / "gateway.sock"
+        full = {**said, "log": {"available": False, "since_us": 1, "reason": "disk full", "refused": 3, "pending_bytes": 9}}
+        with answering(path, json.dumps(full).encode()):
+            time.sleep(0.6)
+            health = api.get("/v1/health").json()
+        assert (health["gateways"][0]["gateway"], health["log"]["available"], health["log"]["reason"]) == (
+            "gw-1",
+            False,
+            "disk full",
+        )
+
+
+@contextmanager
+def answering(path: Path, said: bytes) -> Iterator[None]:
+    """A gateway's socket: says its status to whoever connects."""
+    server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    server.bind(os.path.relpath(path) if len(str(path)) > 100 else str(path))
+    server.listen()
+
+    def serve() -> None:
+        while True:
+            try:
+                peer, _ = server.accept()
+            except OSError:
+                return
+            with peer:
+                peer.sendall(said)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown(socket.SHUT_RDWR)
+        server.close()
+        thread.join(5)
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [(b"{", "its status cannot be read"), (b"[]", "its status cannot be read"), (b"", "its status cannot be read")],
+)
+async def test_a_gateway_that_talks_nonsense_is_not_reachable(tmp_path: Path, said: bytes, reason: str) -> None:
+    with answering(tmp_path / "g.sock", said):
+        status = await api_process.gateway_status(tmp_path / "g.sock")
+    assert status["reachable"] is False
+    assert str(status["reason"]).startswith(reason)
+
+
+async def test_a_gateway_that_was_killed_left_a_socket_that_nobody_answers(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as dead:
+        dead.bind(str(tmp_path / "g.sock"))
+    assert (await api_process.gateway_status(tmp_path / "g.sock"))["reachable"] is False
 
 
 # -- where it listens --------------------------------------------------------------------------------------------------------------
