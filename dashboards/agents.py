@@ -9,7 +9,7 @@ from typing import Final
 import streamlit as st
 
 from dashboards import ledger, reach, statements
-from dashboards.api_client import Agent, ApiTrouble, Grant, Scope, Session, request_key
+from dashboards.api_client import Agent, ApiTrouble, Grant, Kill, Scope, Session, request_key
 from dashboards.ledger import Banner, Column, Fact, Lines, Mark, Mono, Number, Paragraph, Row, Text, Time, Tone
 from dashboards.settings import DEFAULTS
 from dashboards.words import duration, listing, number, plural, utc
@@ -49,8 +49,8 @@ LIST_COLUMNS: Final = (
     Column("State", 84),
     Column("Last seen", 148, title="When it last opened a session or sent a statement"),
     Column("Live", 48, "right", "Sessions open now"),
-    Column("Statements", 84, "right", "Statements recorded in all"),
-    Column("Refused", 66, "right", "Statements refused in all"),
+    Column("24 h", 70, "right", "Statements let through in the last 24 hours"),
+    Column("Refused", 66, "right", "Statements refused in the last 24 hours"),
 )
 
 
@@ -127,7 +127,7 @@ def _one(agent: Agent, grants: Sequence[Grant]) -> None:
         ledger.banners([notice], key="notice")
     ledger.facts(agent_facts(agent, now), key="facts", wide=True)
     _switch(agent)
-    _endings(agent.agent, agent.state)
+    _endings(agent)
     _pending([grant for grant in grants if grant.state == "requested"])
     ledger.table(
         GRANT_COLUMNS,
@@ -345,41 +345,45 @@ ENDING_COLUMNS: Final = (
 
 
 @st.fragment(run_every=1.0)
-def _endings(agent: str, state: str) -> None:
+def _endings(agent: Agent) -> None:
+    api, chosen = reach.client(), reach.chosen()
     try:
-        sessions = reach.client().sessions(agent=agent).items
+        kills = api.kills(chosen.endings_max, agent=agent.agent)
+        live = () if agent.state == "active" else api.live_sessions(agent.agent, chosen.endings_max)
     except ApiTrouble as error:
         reach.trouble(error, "endings")
         return
-    rows = [ending_row(session) for session in sessions if ending(session, state)]
+    proven = {kill.session for kill in kills}
+    rows = [ending_row(session, agent.state_at) for session in live if session.session not in proven]
+    rows += [killed_row(kill) for kill in kills]
     if rows:
-        pressed = ledger.table(ENDING_COLUMNS, rows[:20], key="endings", title="How its sessions ended", empty="", selectable=True)
+        pressed = ledger.table(
+            ENDING_COLUMNS, rows[: chosen.endings_max], key="endings", title="How its sessions ended", empty="", selectable=True
+        )
         if pressed is not None:
             statements.open_timeline(pressed.id)
 
 
-def ending(session: Session, agent_state: str) -> bool:
-    """Whether a session was ended by us, or must be."""
-    return session.kill_requested_at is not None or (agent_state != "active" and session.closed_at is None)
-
-
-def ending_row(session: Session) -> Row:
-    gone, asked = session.kill_backend_gone_at, session.kill_requested_at
-    if gone is not None:
-        mark = Mark("gone", "good")
-    elif session.closed_at is not None:
-        mark = Mark("no proof", "bad")
-    else:
-        mark = Mark("ending", "warn")
+def ending_row(session: Session, requested_at: datetime | None) -> Row:
+    """A session that must end, and of whose end there is no proof yet."""
+    none = Time(None)
     return Row(
         id=session.session,
+        cells=(Mono(session.session), Mark("ending", "warn"), Time(requested_at, fine=True), none, none, none, Number("–")),
+    )
+
+
+def killed_row(kill: Kill) -> Row:
+    after_us = kill.backend_gone_after_us
+    return Row(
+        id=kill.session,
         cells=(
-            Mono(session.session),
-            mark,
-            Time(asked, fine=True),
-            Time(session.kill_decided_at, fine=True),
-            Time(session.kill_client_closed_at, fine=True),
-            Time(gone, fine=True),
-            Number("–" if gone is None or asked is None else duration(int((gone - asked).total_seconds() * 1_000_000))),
+            Mono(kill.session),
+            Mark("no proof", "bad") if kill.backend_gone_at is None else Mark("gone", "good"),
+            Time(kill.requested_at, fine=True),
+            Time(kill.decided_at, fine=True),
+            Time(kill.client_closed_at, fine=True),
+            Time(kill.backend_gone_at, fine=True),
+            Number("–" if after_us is None else duration(after_us)),
         ),
     )

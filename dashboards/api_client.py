@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -60,34 +60,62 @@ class Agent(msgspec.Struct, frozen=True):
     state_reason: str = ""
     last_seen_at: datetime | None = None
     live_sessions: int = 0
-    statements: int = 0
-    denied: int = 0
+    statements: int = 0  # let through, in the last 24 hours
+    denied: int = 0  # in the last 24 hours
 
 
 class Session(msgspec.Struct, frozen=True):
     session: str
     agent: str
+    state: str = ""  # closed | killed | lost; of an open one idle | active | in transaction, or live where its gateway is silent
     connection: str = ""
+    database: str = ""
     client: str = ""
-    state: str = ""  # idle | active | in transaction; of a live one
     opened_at: datetime | None = None
     closed_at: datetime | None = None
     close_reason: str = ""
+    kill_cause: str = ""
+    kill_reason: str = ""
     statements: int = 0
     denied: int = 0
+    errors: int = 0
+    rows: int = 0
+    bytes_in: int | None = None
+    bytes_out: int | None = None
+    duration_us: int | None = None
     task: str = ""
     invocation: str = ""
     on_behalf_of: str = ""
-    database: str = ""
     backend_pid: int = 0
     method: str = ""
     tls: str = ""
     application_name: str = ""
-    kill_cause: str | None = None
-    kill_requested_at: datetime | None = None
-    kill_decided_at: datetime | None = None
-    kill_client_closed_at: datetime | None = None
-    kill_backend_gone_at: datetime | None = None
+
+
+class Kill(msgspec.Struct, frozen=True):
+    """The proof of a session's end. No `backend_gone_at`: it did not come within the time limit."""
+
+    session: str
+    agent: str
+    cause: str = ""
+    reason: str = ""
+    requested_at: datetime | None = None
+    decided_at: datetime | None = None
+    client_closed_at: datetime | None = None
+    backend_gone_at: datetime | None = None
+    backend_gone_after_us: int | None = None
+
+
+class Attempt(msgspec.Struct, frozen=True):
+    """A connection that did not become a session. `claimed` was not proven."""
+
+    attempted_at: datetime
+    claimed: str = ""
+    agent: str = ""
+    connection: str = ""
+    client: str = ""
+    sqlstate: str = ""
+    reason: str = ""
 
 
 class Statement(msgspec.Struct, frozen=True):
@@ -105,6 +133,7 @@ class Statement(msgspec.Struct, frozen=True):
     decision: str = ""  # allow | deny
     rule: str = ""
     reason: str = ""
+    text_bytes: int = 0  # of the whole text, where `text` is its beginning
     outcome: str = ""  # "" while it runs
     sqlstate: str = ""
     tag: str = ""
@@ -123,8 +152,14 @@ class Moment(msgspec.Struct, frozen=True):
     """One entry of a session's timeline."""
 
     at: datetime
-    kind: str
+    kind: str  # opened | statement | running | denied | cancel requested | end ordered | killed | lost | closed
     text: str = ""
+    execution: int = 0
+    outcome: str = ""
+    sqlstate: str = ""
+    reason: str = ""
+    rows: int | None = None
+    duration_us: int | None = None
 
 
 class Rate(msgspec.Struct, frozen=True):
@@ -145,10 +180,18 @@ class Recording(msgspec.Struct, frozen=True):
     refused: int = 0
 
 
-class Health(msgspec.Struct, frozen=True):
-    status: str = ""
-    log: Recording | None = None
+class Projection(msgspec.Struct, frozen=True):
+    lag_us: int = 0  # how old the newest answer may be
 
+
+class Health(msgspec.Struct, frozen=True):
+    problems: tuple[str, ...] = ()
+    log: Recording | None = None  # None: no gateway says
+    gaps: int = 0  # places where frames are missing from the log
+    projection: Projection = Projection()
+
+
+PAGE_ROWS_MAX: Final = 1000  # the API's own bound
 
 T = TypeVar("T")
 
@@ -201,34 +244,44 @@ class Client:
     def grants(self) -> tuple[Grant, ...]:
         return self._all("/v1/grants", {}, Page[Grant])
 
-    def sessions(self, *, agent: str = "", live: bool = False) -> Page[Session]:
-        return self._get("/v1/sessions", {"agent": agent, "live": "true" if live else ""}, Page[Session])
+    def live_sessions(self, agent: str = "", limit: int = PAGE_ROWS_MAX) -> tuple[Session, ...]:
+        return self._get("/v1/sessions", {"agent": agent, "live": "true", "limit": str(limit)}, Page[Session]).items
 
     def session(self, session: str) -> Session:
-        return self._get(f"/v1/sessions/{quote(session, safe='')}", {}, Session)
+        return self._get(f"/v1/sessions/{_part(session)}", {}, Session)
 
-    def timeline(self, session: str) -> Page[Moment]:
-        return self._get(f"/v1/sessions/{quote(session, safe='')}/timeline", {}, Page[Moment])
+    def timeline(self, session: str, limit: int, before: str = "") -> Page[Moment]:
+        return self._get(f"/v1/sessions/{_part(session)}/timeline", {"limit": str(limit), "before": before}, Page[Moment])
 
     def statements(self, filters: Mapping[str, str], limit: int, before: str = "") -> Page[Statement]:
         return self._get("/v1/statements", {**filters, "limit": str(limit), "before": before}, Page[Statement])
 
+    def statement(self, session: str, execution: str) -> Statement:
+        """One execution, with the whole text."""
+        return self._get(f"/v1/statements/{_part(session)}/{_part(execution)}", {}, Statement)
+
     def rates(self, minutes: int) -> tuple[Rate, ...]:
         return self._all("/v1/rates", {"minutes": str(minutes)}, Page[Rate])
+
+    def attempts(self, limit: int) -> tuple[Attempt, ...]:
+        return self._get("/v1/questions/attempts", {"limit": str(limit)}, Page[Attempt]).items
+
+    def kills(self, limit: int, *, agent: str = "", session: str = "") -> tuple[Kill, ...]:
+        return self._get("/v1/questions/kills", {"agent": agent, "session": session, "limit": str(limit)}, Page[Kill]).items
 
     # -- commands ----------------------------------------------------------------------------------------------------------------
 
     def revoke(self, agent: str, reason: str, request: str) -> None:
-        self._post(f"/v1/agents/{quote(agent, safe='')}/revoke", {"reason": reason}, request)
+        self._post(f"/v1/agents/{_part(agent)}/revoke", {"reason": reason}, request)
 
     def reinstate(self, agent: str, reason: str, request: str) -> None:
-        self._post(f"/v1/agents/{quote(agent, safe='')}/reinstate", {"reason": reason}, request)
+        self._post(f"/v1/agents/{_part(agent)}/reinstate", {"reason": reason}, request)
 
     def approve(self, grant: str, request: str) -> None:
-        self._post(f"/v1/grants/{quote(grant, safe='')}/approve", {}, request)
+        self._post(f"/v1/grants/{_part(grant)}/approve", {}, request)
 
     def deny(self, grant: str, reason: str, request: str) -> None:
-        self._post(f"/v1/grants/{quote(grant, safe='')}/deny", {"reason": reason}, request)
+        self._post(f"/v1/grants/{_part(grant)}/deny", {"reason": reason}, request)
 
     # -- one request -------------------------------------------------------------------------------------------------------------
 
@@ -247,7 +300,7 @@ class Client:
         items: list[T] = []
         cursor: str | None = ""
         for _ in range(_PAGES_MAX):
-            page = self._get(path, {**params, "before": cursor or ""}, kind)
+            page = self._get(path, {**params, "limit": str(PAGE_ROWS_MAX), "before": cursor or ""}, kind)
             items.extend(page.items)
             cursor = page.next
             if not cursor:
@@ -305,6 +358,10 @@ def _known(value: object) -> object:
     if isinstance(value, dict):
         return {name: _known(item) for name, item in value.items() if item is not None}
     return [_known(item) for item in value] if isinstance(value, list) else value
+
+
+def _part(name: str) -> str:
+    return quote(name, safe="")
 
 
 _PAGES_MAX = 20  # of agents or grants; a house with more needs a search, not a longer list

@@ -10,10 +10,10 @@ from typing import Final
 import streamlit as st
 
 from dashboards import ledger, reach, statements
-from dashboards.api_client import ApiTrouble, Health, Rate, Session, Statement
-from dashboards.ledger import Bars, Column, Figure, Mark, Mono, Number, Row, Sql, Text, Time, Tone
+from dashboards.api_client import ApiTrouble, Attempt, Health, Rate, Session, Statement
+from dashboards.ledger import Bars, Column, Detail, Fact, Figure, Mark, Mono, Number, Row, Text, Time, Tone
 from dashboards.settings import DEFAULTS
-from dashboards.words import number, plural
+from dashboards.words import duration, number, plural
 
 RATE_MINUTES: Final = 60
 
@@ -29,9 +29,10 @@ def _live() -> None:
     api, chosen = reach.client(), reach.chosen()
     try:
         health = api.health()
-        sessions = api.sessions(live=True).items[: chosen.sessions_max]
+        sessions = api.live_sessions(limit=chosen.sessions_max)
         rates = api.rates(RATE_MINUTES)
         refusals = api.statements({"decision": "deny"}, chosen.refusals_max).items
+        attempts = api.attempts(chosen.refusals_max)
     except ApiTrouble as error:
         reach.trouble(error, "now")
         return
@@ -54,14 +55,14 @@ def _live() -> None:
     with right:
         pressed = ledger.table(
             REFUSAL_COLUMNS,
-            [refusal_row(statement) for statement in refusals],
+            refusal_rows(refusals, attempts)[: chosen.refusals_max],
             title="Refusals as they come",
             key="refusals",
             empty="Nothing was refused yet. A statement outside an agent's grants appears here with the reason.",
             height_pixels=322,
             flash=True,
         )
-        if pressed is not None:
+        if pressed is not None and pressed.name == "timeline":
             statements.open_timeline(statements.session_of(pressed.id))
     ledger.table(
         RATE_COLUMNS,
@@ -103,7 +104,6 @@ def figures(health: Health, sessions: Sequence[Session], rates: Sequence[Rate], 
     active = sum(session.state == "active" for session in sessions)
     denied = sum(rate.denied for rate in last)
     errors = sum(rate.errors for rate in last)
-    recorded = health.log is None or health.log.available
     return [
         Figure(
             "Live sessions",
@@ -114,13 +114,18 @@ def figures(health: Health, sessions: Sequence[Session], rates: Sequence[Rate], 
         Figure("Refused", number(denied), "/min", "outside what was granted", "warn" if denied else ""),
         Figure("Errors", number(errors), "/min", "answered by PostgreSQL", "warn" if errors else ""),
         Figure("Rows", number(sum(rate.rows for rate in last)), "/min", "read and written"),
-        Figure(
-            "Recording",
-            "on" if recorded else "stopped",
-            hint="every statement is on disk" if recorded else "no statement is let through",
-            tone="good" if recorded else "bad",
-        ),
+        recording_figure(health),
     ]
+
+
+def recording_figure(health: Health) -> Figure:
+    if health.log is None:
+        return Figure("Recording", "unknown", hint="no gateway answers the API", tone="warn")
+    if not health.log.available:
+        return Figure("Recording", "stopped", hint="no statement is let through", tone="bad")
+    behind = health.projection.lag_us
+    hint = "what is let through is on disk" if behind < 1_000_000 else f"this screen is {duration(behind)} behind"
+    return Figure("Recording", "on", hint=hint, tone="good")
 
 
 def session_row(session: Session) -> Row:
@@ -139,11 +144,45 @@ def session_row(session: Session) -> Row:
     )
 
 
+def refusal_rows(refusals: Sequence[Statement], attempts: Sequence[Attempt]) -> list[Row]:
+    """Statements that were not let through and connections that were not, newest first."""
+    rows = [(statement.started_at, refusal_row(statement)) for statement in refusals]
+    rows += [(attempt.attempted_at, attempt_row(attempt)) for attempt in attempts]
+    return [row for _, row in sorted(rows, key=lambda pair: pair[0], reverse=True)]
+
+
 def refusal_row(statement: Statement) -> Row:
     return Row(
         id=statements.statement_id(statement),
-        cells=(Time(statement.started_at), Text(statement.agent, "strong"), Sql(statement.text), Text(statement.reason)),
-        detail=statements.statement_detail(statement),
+        cells=(
+            Time(statement.started_at),
+            Text(statement.agent, "strong"),
+            statements.sql_cell(statement, why=False),
+            Text(statement.reason),
+        ),
+        detail=statements.statement_detail(statement, actions=(statements.TIMELINE,)),
+    )
+
+
+def attempt_row(attempt: Attempt) -> Row:
+    claimed = attempt.agent or f"{attempt.claimed or 'nobody'} (claimed)"
+    return Row(
+        id=f"attempt/{attempt.attempted_at.timestamp()}/{attempt.client}",
+        cells=(
+            Time(attempt.attempted_at),
+            Text(claimed, "strong" if attempt.agent else "faint"),
+            Text("tried to connect", "faint"),
+            Text(attempt.reason),
+        ),
+        detail=Detail(
+            facts=(
+                Fact("Why", Text(attempt.reason, "bad")),
+                Fact("Claimed to be", Text(attempt.claimed or "–")),
+                Fact("Connection", Text(attempt.connection or "–")),
+                Fact("Client", Mono(attempt.client or "–")),
+                Fact("SQLSTATE", Mono(attempt.sqlstate or "–")),
+            )
+        ),
     )
 
 

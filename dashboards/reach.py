@@ -55,7 +55,8 @@ def trouble(error: ApiTrouble, key: str) -> None:
 def recording(health: Health, now: datetime) -> list[Banner]:
     """What must be known about the record before anything below it is believed."""
     banners: list[Banner] = []
-    if health.log is not None and not health.log.available:
+    stopped = health.log is not None and not health.log.available
+    if health.log is not None and stopped:
         since = f"Since {utc(health.log.since_at)} ({ago(health.log.since_at, now)}) " if health.log.since_at else "Now "
         refused = f"{plural(health.log.refused, 'statement')} so far. " if health.log.refused else ""
         banners.append(
@@ -64,6 +65,18 @@ def recording(health: Health, now: datetime) -> list[Banner]:
                 "Nothing can be recorded, so nothing is let through.",
                 f"{since}the log takes no records ({health.log.reason or 'no reason given'}); every statement is refused. {refused}"
                 "Make room or repair the disk that holds the log; pgwarden goes on by itself.",
+            )
+        )
+    # The first problem of a stopped recording is told above, in more words.
+    others = [problem for problem in health.problems if not (stopped and "cannot record" in problem)]
+    banners += [Banner("warn", "Not all is well.", f"{problem}.") for problem in others]
+    if health.gaps:
+        banners.append(
+            Banner(
+                "warn",
+                f"The record has {plural(health.gaps, 'gap')}.",
+                'Frames that were written are missing from the log. `pgwarden sql "select * from recording_gaps"` says which: '
+                "find out who could change the log's files, and compare with a copy.",
             )
         )
     return banners

@@ -29,7 +29,9 @@ class Settings:
     page_rows: int = 50  # statements on one page
     refusals_max: int = 20  # on page "Now"
     sessions_max: int = 200  # on page "Now"
-    timeline_entries_max: int = 1000  # of one session
+    timeline_rows: int = 500  # of one session, on one page
+    endings_max: int = 20  # of one agent's sessions, on page "Agents"
+    whole_characters_max: int = 1_000_000  # of one statement; a browser lays out about that much in a second
     unused_days: int = 30  # an agent not seen for longer is shown as long unused
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import streamlit as st
 
 from dashboards import ledger, reach
-from dashboards.api_client import ApiRefused, ApiTrouble, Session, Statement
-from dashboards.ledger import Banner, Column, Detail, Fact, Mark, Mono, Number, Row, Sql, Text, Time, Tone
-from dashboards.words import cut, duration, listing, number, size
+from dashboards.api_client import ApiRefused, ApiTrouble, Kill, Moment, Session, Statement
+from dashboards.ledger import Action, Banner, Column, Detail, Fact, Mark, Mono, Number, Row, Sql, Text, Time, Tone
+from dashboards.words import cut, duration, listing, number, plural, size, visible
 
 SPANS: Final[dict[str, timedelta | None]] = {
     "15 minutes": timedelta(minutes=15),
@@ -20,7 +21,9 @@ SPANS: Final[dict[str, timedelta | None]] = {
     "all time": None,
 }
 DECISIONS: Final[dict[str, str]] = {"any": "", "allowed": "allow", "refused": "deny"}
-OUTCOMES: Final = ("any", "ok", "error", "skipped", "suspended", "unknown")
+OUTCOMES: Final = ("any", "running", "ok", "error", "skipped", "suspended", "unknown")
+TIMELINE: Final = ("timeline", "Timeline of this session")
+WHOLE: Final = ("whole", "Whole statement")
 
 _OUTCOME_TONES: Final[dict[str, Tone]] = {
     "ok": "good",
@@ -67,11 +70,11 @@ def _search() -> None:
     before = st.query_params.get("before", "")
     try:
         found = api.statements(filters, chosen.page_rows, before)
-    except ApiTrouble as error:
-        reach.trouble(error, "statements")
-        return
     except ApiRefused as error:
         ledger.banners([Banner("warn", "The API refused this search.", str(error))], key="refused")
+        return
+    except ApiTrouble as error:
+        reach.trouble(error, "statements")
         return
     pressed = ledger.table(
         COLUMNS,
@@ -82,7 +85,7 @@ def _search() -> None:
         else "No statement is recorded yet. Each one that an agent sends through the gateway appears here.",
     )
     if pressed is not None:
-        open_timeline(session_of(pressed.id))
+        _open(pressed)
     _paging(found.next, before, len(found.items))
 
 
@@ -153,7 +156,7 @@ def statement_row(statement: Statement) -> Row:
             Time(statement.started_at),
             Text(statement.agent, "strong"),
             result(statement),
-            _sql(statement),
+            sql_cell(statement),
             Number("–" if statement.rows is None else number(statement.rows)),
             Number("–" if statement.duration_us is None else duration(statement.duration_us)),
             Number("–" if statement.bytes_out is None else size(statement.bytes_out)),
@@ -163,21 +166,30 @@ def statement_row(statement: Statement) -> Row:
     )
 
 
-def _sql(statement: Statement) -> Sql | Text:
+def sql_cell(statement: Statement, *, why: bool = True) -> Sql | Text:
     if statement.text:
-        return Sql(statement.text, statement.reason if statement.decision == "deny" else "")
+        return Sql(statement.text, statement.reason if why and statement.decision == "deny" else "")
     return Text(f"{' '.join(statement.verbs)} (only its fingerprint {statement.fingerprint or '?'} is kept)", "faint")
 
 
-def statement_detail(statement: Statement, *, timeline: bool = True) -> Detail:
-    text, left_off = cut(statement.text)
-    facts = [
+def statement_detail(statement: Statement, *, actions: tuple[tuple[str, str], ...] = (TIMELINE,)) -> Detail:
+    text, _ = cut(statement.text)
+    left_off_bytes = statement.text_bytes - len(text.encode("utf-8", "replace")) if text else 0
+    cut_short = left_off_bytes > 0
+    return Detail(
+        text=text,
+        note=f"{size(left_off_bytes)} more are not shown here." if cut_short else "",
+        facts=statement_facts(statement),
+        actions=(*actions, WHOLE) if cut_short and TIMELINE in actions else actions,
+    )
+
+
+def statement_facts(statement: Statement) -> tuple[Fact, ...]:
+    refused = statement.decision == "deny"
+    facts = (
         Fact("Session", Mono(statement.session)),
         Fact("Connection", Text(statement.connection)),
-        Fact(
-            "Decision",
-            Text("refused" if statement.decision == "deny" else "allowed", "bad" if statement.decision == "deny" else "good"),
-        ),
+        Fact("Decision", Text("refused", "bad") if refused else Text("allowed", "good")),
         Fact("Rule", Text(statement.rule or "–")),
         Fact("Kind", Text(listing(statement.verbs) or "–")),
         Fact("Tables", Text(listing(statement.relations) or "–")),
@@ -187,17 +199,31 @@ def statement_detail(statement: Statement, *, timeline: bool = True) -> Detail:
         Fact("On behalf of", Text(statement.on_behalf_of or "–")),
         Fact("Client", Mono(statement.client or "–")),
         Fact("Fingerprint", Mono(statement.fingerprint or "–")),
-    ]
-    if statement.reason:
-        facts.insert(0, Fact("Why", Text(statement.reason, "bad")))
-    return Detail(
-        text=text,
-        note=f"{number(left_off)} more characters are not shown: search for the fingerprint with `pgwarden sql`."
-        if left_off
-        else "",
-        facts=tuple(facts),
-        actions=(("timeline", "Timeline of this session"),) if timeline else (),
     )
+    return (Fact("Why", Text(statement.reason, "bad")), *facts) if statement.reason else facts
+
+
+def _open(pressed: Action) -> None:
+    if pressed.name == TIMELINE[0]:
+        open_timeline(session_of(pressed.id))
+    elif pressed.name == WHOLE[0]:
+        _whole(pressed.id)
+
+
+@st.dialog("Statement", width="large")
+def _whole(row_id: str) -> None:
+    session, _, execution = row_id.rpartition("/")
+    api, chosen = reach.client(), reach.chosen()
+    try:
+        statement = api.statement(session, execution)
+    except ApiTrouble as error:
+        reach.trouble(error, "whole")
+        return
+    text, left_off = cut(statement.text, chosen.whole_characters_max)
+    st.code(visible(text, lines=True) or "Only its fingerprint is kept.", language=None, wrap_lines=True, height=420)
+    if left_off:
+        st.caption(f"{number(left_off)} more characters are not shown: ask the API for this statement.")
+    ledger.facts(statement_facts(statement), key="whole facts", wide=True)
 
 
 # -- timeline --------------------------------------------------------------------------------------------------------------------
@@ -215,9 +241,130 @@ def session_detail(session: Session) -> Detail:
             Fact("Proven by", Text(session.method or "–")),
             Fact("Encryption", Text(session.tls or "none")),
         ),
-        actions=(("timeline", "Timeline of this session"),),
+        actions=(TIMELINE,),
     )
 
 
+SESSION_TONES: Final[dict[str, Tone]] = {"active": "good", "in transaction": "warn", "killed": "bad", "lost": "warn"}
+MOMENT_TONES: Final[dict[str, Tone]] = {
+    "denied": "bad",
+    "killed": "bad",
+    "end ordered": "warn",
+    "cancel requested": "warn",
+    "lost": "warn",
+}
+
+MOMENT_COLUMNS: Final = (
+    Column("Time (UTC)", 112),
+    Column("After opening", 106, "right"),
+    Column("What", 132),
+    Column("Statement, or what happened"),
+    Column("Rows", 84, "right"),
+    Column("Time taken", 96, "right"),
+)
+
+
 def _timeline(session: str) -> None:
-    st.text(session)
+    api, chosen = reach.client(), reach.chosen()
+    if st.button("All statements", key="back", icon=":material/arrow_back:", type="tertiary"):
+        st.query_params.clear()
+        st.rerun()
+    before = st.query_params.get("before", "")
+    try:
+        found = api.session(session)
+        page = api.timeline(session, chosen.timeline_rows, before)
+        kills = api.kills(1, session=session)
+    except ApiTrouble as error:
+        reach.trouble(error, "timeline")
+        return
+    ledger.heading(
+        found.agent,
+        key="session heading",
+        below=f"Session {found.session}",
+        mark=Mark(found.state or "open", SESSION_TONES.get(found.state, "quiet")),
+    )
+    ledger.facts(session_facts(found, kills), key="session", wide=True)
+    pressed = ledger.table(
+        MOMENT_COLUMNS,
+        [moment_row(moment, found) for moment in page.items],
+        key="timeline",
+        title="Timeline",
+        empty="Nothing is recorded of this session here. Go back to its beginning.",
+    )
+    if pressed is not None:
+        _open(pressed)
+    with st.container(horizontal=True, vertical_alignment="center", key="timeline paging"):
+        if st.button("From the beginning" if before else "Refresh", key="beginning"):
+            _first_page()
+            st.rerun()
+        if st.button("Later", disabled=page.next is None, key="later"):
+            st.query_params["before"] = page.next or ""
+            st.rerun()
+        st.caption(f"{number(len(page.items))} shown, oldest first.")
+
+
+def session_facts(session: Session, kills: Sequence[Kill]) -> list[Fact]:
+    life = duration(session.duration_us) if session.duration_us is not None else "–"
+    volume = f"{plural(session.statements, 'statement')}, {number(session.denied)} refused, {plural(session.errors, 'error')}"
+    facts = [
+        Fact("Opened", Time(session.opened_at)),
+        Fact("Closed", Time(session.closed_at, none="it is open")),
+        Fact("Lasted", Text(life)),
+        Fact("Ended by", Text(session.kill_cause or session.close_reason or "–")),
+        Fact("Did", Text(volume)),
+        Fact("Rows", Text(number(session.rows))),
+        Fact("Connection", Text(f"{session.connection} (database {session.database})")),
+        Fact("Client", Mono(session.client)),
+        Fact("Task", Text(session.task or "–")),
+        Fact("On behalf of", Text(session.on_behalf_of or "–")),
+        Fact("Invocation", Text(session.invocation or "–")),
+        Fact("Application", Text(session.application_name or "–")),
+        Fact("Proven by", Text(session.method or "–")),
+        Fact("Encryption", Text(session.tls or "none")),
+    ]
+    for kill in kills:
+        gone = (
+            Text("not proven: look at pg_stat_activity", "bad")
+            if kill.backend_gone_at is None
+            else Time(kill.backend_gone_at, fine=True)
+        )
+        facts += [
+            Fact("End requested", Time(kill.requested_at, fine=True)),
+            Fact("Decided", Time(kill.decided_at, fine=True)),
+            Fact("Client closed", Time(kill.client_closed_at, fine=True)),
+            Fact("Backend gone", gone),
+            Fact("Reason", Text(kill.reason or "–")),
+        ]
+    return facts
+
+
+def moment_row(moment: Moment, session: Session) -> Row:
+    after = moment.at - session.opened_at if session.opened_at else timedelta()
+    ran = moment.kind in ("statement", "running", "denied")
+    note = moment.reason if moment.kind == "denied" else moment.sqlstate if moment.outcome == "error" else ""
+    return Row(
+        id=f"{session.session}/{moment.execution}" if ran else f"{session.session}/{moment.kind}/{moment.at.timestamp()}",
+        cells=(
+            Time(moment.at, fine=True),
+            Number(f"+{duration(max(0, after // timedelta(microseconds=1)))}"),
+            moment_mark(moment),
+            Sql(moment.text, note)
+            if ran
+            else Text(f"{moment.text}{': ' if moment.text and moment.reason else ''}{moment.reason}", "faint"),
+            Number("–" if moment.rows is None or not ran else number(moment.rows)),
+            Number("–" if moment.duration_us is None else duration(moment.duration_us)),
+        ),
+        detail=Detail(text=cut(moment.text)[0], facts=_moment_facts(moment), actions=(WHOLE,)) if ran else None,
+        tone="bad" if moment.kind in ("denied", "killed") else "warn" if moment.outcome == "error" else "",
+    )
+
+
+def moment_mark(moment: Moment) -> Mark:
+    if moment.kind == "statement":
+        return Mark(moment.outcome, _OUTCOME_TONES.get(moment.outcome, "warn"))
+    return Mark("refused" if moment.kind == "denied" else moment.kind, MOMENT_TONES.get(moment.kind, "quiet"))
+
+
+def _moment_facts(moment: Moment) -> tuple[Fact, ...]:
+    facts = (Fact("SQLSTATE", Mono(moment.sqlstate or "–")), Fact("Execution", Text(number(moment.execution))))
+    return (Fact("Why", Text(moment.reason, "bad")), *facts) if moment.reason else facts

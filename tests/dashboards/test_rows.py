@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from dashboards import agents, now, statements
-from dashboards.api_client import Agent, Grant, Rate, Rule, Scope, Session, Statement
+from dashboards import agents, now, reach, statements
+from dashboards.api_client import Agent, Attempt, Grant, Health, Kill, Moment, Rate, Recording, Rule, Scope, Session, Statement
 from dashboards.ledger import Bars, Mark, Number, Sql, Text, Time
 
 NOW = datetime(2026, 7, 30, 14, 2, 7, tzinfo=UTC)
@@ -75,23 +75,49 @@ def test_a_grant_whose_time_is_over_is_expired_whatever_its_state_says() -> None
 
 
 def test_a_proven_end_shows_how_long_it_took() -> None:
-    session = Session("s1", "reporter", closed_at=NOW, kill_requested_at=NOW, kill_backend_gone_at=NOW + timedelta(milliseconds=42))
-    row = agents.ending_row(session)
+    row = agents.killed_row(Kill("s1", "reporter", requested_at=NOW, backend_gone_at=NOW, backend_gone_after_us=42_000))
     assert row.cells[1] == Mark("gone", "good")
     assert row.cells[-1] == Number("42.0 ms")
 
 
 def test_an_end_without_proof_is_not_shown_as_gone() -> None:
-    row = agents.ending_row(Session("s1", "reporter", closed_at=NOW, kill_requested_at=NOW))
+    row = agents.killed_row(Kill("s1", "reporter", requested_at=NOW))
     assert row.cells[1] == Mark("no proof", "bad")
     assert row.cells[-1] == Number("–")
 
 
-def test_a_live_session_of_a_revoked_agent_is_ending() -> None:
-    session = Session("s1", "reporter", opened_at=NOW)
-    assert agents.ending(session, "revoked")
-    assert not agents.ending(session, "active")
-    assert agents.ending_row(session).cells[1] == Mark("ending", "warn")
+def test_a_session_that_must_end_shows_since_when() -> None:
+    row = agents.ending_row(Session("s1", "reporter", opened_at=NOW), NOW)
+    assert row.cells[1:3] == (Mark("ending", "warn"), Time(NOW, fine=True))
+
+
+# -- the record ------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_log_that_takes_no_records_is_the_first_thing_said() -> None:
+    log = Recording(available=False, since_at=NOW - timedelta(seconds=90), reason="No space left on device", refused=12)
+    health = Health(problems=("gateway g cannot record, so it lets nothing through: No space left on device", "more"), log=log)
+    first, second = reach.recording(health, NOW)
+    assert first.tone == "bad"
+    assert "Since 2026-07-30 14:00:37 UTC (1 min ago) the log takes no records (No space left on device)" in first.text
+    assert "12 statements so far" in first.text
+    assert (second.tone, second.text) == ("warn", "more.")
+    assert now.recording_figure(health).value == "stopped"
+
+
+def test_missing_frames_are_told_of() -> None:
+    (banner,) = reach.recording(Health(log=Recording(available=True), gaps=2), NOW)
+    assert banner.title == "The record has 2 gaps."
+
+
+def test_a_whole_record_says_nothing() -> None:
+    health = Health(log=Recording(available=True))
+    assert reach.recording(health, NOW) == []
+    assert now.recording_figure(health).value == "on"
+
+
+def test_without_a_gateway_nobody_claims_that_all_is_recorded() -> None:
+    assert now.recording_figure(Health()).value == "unknown"
 
 
 # -- now -------------------------------------------------------------------------------------------------------------------------
@@ -140,10 +166,16 @@ def test_a_refused_statement_shows_why_first() -> None:
     assert statements.statement_detail(refused).facts[0].cell == Text("Ask for a grant.", "bad")
 
 
-def test_a_long_statement_is_cut_and_says_so() -> None:
-    detail = statements.statement_detail(statement(text="x" * 25_000))
-    assert len(detail.text) == 20_000
-    assert detail.note.startswith("5,000 more characters")
+def test_a_long_statement_is_cut_and_the_whole_is_a_press_away() -> None:
+    detail = statements.statement_detail(statement(text="x" * 16_384, text_bytes=1_016_384))
+    assert detail.note == "1.0 MB more are not shown here."
+    assert statements.WHOLE in detail.actions
+
+
+def test_a_statement_that_is_shown_whole_offers_no_more() -> None:
+    detail = statements.statement_detail(statement(text="SELECT 'ä'", text_bytes=11))
+    assert detail.note == ""
+    assert detail.actions == (statements.TIMELINE,)
 
 
 def test_a_statement_whose_text_is_not_kept_shows_its_fingerprint() -> None:
@@ -154,3 +186,30 @@ def test_a_statement_whose_text_is_not_kept_shows_its_fingerprint() -> None:
 def test_a_row_leads_back_to_its_session() -> None:
     assert statements.session_of(statements.statement_id(statement(session="a/b"))) == "a/b"
     assert isinstance(statements.statement_row(statement()).cells[3], Sql)
+
+
+def test_refused_statements_and_connections_come_in_one_list_newest_first() -> None:
+    attempt = Attempt(NOW + timedelta(seconds=1), claimed="ghost", reason="nobody of this name")
+    rows = now.refusal_rows([statement(decision="deny", reason="Ask.")], [attempt])
+    assert rows[0].cells[1] == Text("ghost (claimed)", "faint")
+    assert rows[1].cells[1] == Text("reporter", "strong")
+
+
+# -- timeline --------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_moment_stands_at_its_distance_from_the_opening() -> None:
+    session = Session("s1", "reporter", opened_at=NOW)
+    moment = Moment(NOW + timedelta(milliseconds=1500), "statement", "SELECT 1", 7, outcome="error", sqlstate="42P01")
+    row = statements.moment_row(moment, session)
+    assert row.cells[1] == Number("+1.50 s")
+    assert row.cells[2] == Mark("error", "warn")
+    assert row.cells[3] == Sql("SELECT 1", "42P01")
+    assert statements.session_of(row.id) == "s1"
+
+
+def test_what_happened_to_a_session_is_told_with_its_reason() -> None:
+    session = Session("s1", "reporter", opened_at=NOW)
+    row = statements.moment_row(Moment(NOW, "end ordered", "agent revoked", reason="reads payroll"), session)
+    assert row.cells[2:4] == (Mark("end ordered", "warn"), Text("agent revoked: reads payroll", "faint"))
+    assert row.detail is None

@@ -1,0 +1,524 @@
+"""The pages in a real browser, over the real API, on a real log. Only the gateway is played: it is a writer of its topics."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from playwright.sync_api import BrowserContext, Locator, Page, Request, expect, sync_playwright
+
+from dashboards import launch
+from identity.agent_keys import create_operator_key
+from ingest.events import Stamp
+from ingest.log.segments import SegmentLog
+from ingest.settings import LogSettings
+from pgwarden.postgres import free_port
+from tests.analytics.scenario import Writer, stamp
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+
+CHROMIUM = "/usr/bin/chromium"
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+ALICE, ALICE_SHA256 = create_operator_key()
+BOB, BOB_SHA256 = create_operator_key()
+ACCESS_WORD = "0123456789abcdef" * 4
+SHOTS = os.environ.get("PGWARDEN_SCREENSHOTS", "")  # a folder; "" takes none
+
+T = TypeVar("T")
+
+
+@dataclass
+class Gateway:
+    """Writes sessions and statements as a gateway would, on a loop of its own: the browser's driver holds the test's."""
+
+    folder: Path
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.new_event_loop)
+    writer: Writer = field(init=False)
+    log: SegmentLog = field(init=False)
+    sessions: int = 0
+
+    def __post_init__(self) -> None:
+        self.thread = threading.Thread(target=self.loop.run_forever)
+        self.thread.start()
+
+        async def open_log() -> SegmentLog:
+            return SegmentLog(self.folder, LogSettings())
+
+        self.log = self.run(open_log())
+        self.writer = Writer(self.log, "gateway", 1, now_us() - 60_000_000)
+        self.writer.started()
+        self.writer.now_us = now_us()
+
+    def run(self, work: Coroutine[object, object, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(10)
+
+    def session(self, agent: str, **changes: object) -> Stamp:
+        self.sessions += 1
+        under = stamp(f"{agent}-{self.sessions}", agent, **changes)
+        self.writer.now_us = now_us()
+        self.writer.opened(under)
+        return under
+
+    def record(self) -> None:
+        self.run(self.writer.write())
+
+    def close(self) -> None:
+        self.run(self.log.close())
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join()
+        self.loop.close()
+
+
+@dataclass
+class House:
+    folder: Path
+    api_port: int
+    dashboard_port: int
+    api: subprocess.Popen[bytes] | None = None
+    dashboard: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.dashboard_port}"
+
+    def start_api(self) -> None:
+        with (self.folder / "api.log").open("ab") as output:
+            command = [sys.executable, "-m", "pgwarden", "api", "-c", str(self.folder / "pgwarden.toml")]
+            self.api = subprocess.Popen(command, stdout=output, stderr=output, cwd=launch.APP.parent.parent)
+        until(lambda: self.get("/v1/health").status_code == 200, "the API answers", self.folder / "api.log")
+
+    def stop_api(self) -> None:
+        assert self.api is not None
+        end(self.api)
+        self.api = None
+
+    def start_dashboard(self, access_file: Path | None = None) -> None:
+        told = launch.environment(f"http://127.0.0.1:{self.api_port}", self.folder / "operator.key", access_file)
+        with (self.folder / "dashboard.log").open("ab") as output:
+            self.dashboard = subprocess.Popen(
+                launch.arguments("127.0.0.1", self.dashboard_port), stdout=output, stderr=output, env={**os.environ, **told}
+            )
+        until(
+            lambda: httpx.get(f"{self.url}/_stcore/health").status_code == 200,
+            "the dashboard answers",
+            self.folder / "dashboard.log",
+        )
+
+    def get(self, path: str) -> httpx.Response:
+        return httpx.get(f"http://127.0.0.1:{self.api_port}{path}", headers={"Authorization": f"Bearer {ALICE}"})
+
+    def post(self, path: str, body: dict[str, object], by: str = BOB) -> dict[str, str]:
+        answer = httpx.post(f"http://127.0.0.1:{self.api_port}{path}", json=body, headers={"Authorization": f"Bearer {by}"})
+        assert answer.status_code < 300, answer.text
+        told: dict[str, str] = answer.json()
+        return told
+
+    def agent(self, name: str, description: str = "") -> str:
+        self.post("/v1/agents", {"agent": name, "owner": "finance", "description": description, "key": True})
+        return name
+
+    def asked(self, agent: str) -> str:
+        scope = {"connection": "shop", "rules": [{"schema": "public", "tables": ["orders"], "operations": ["select"]}]}
+        return self.post("/v1/grants", {"agent": agent, "scope": scope, "seconds": 3600, "reason": "weekly report"})["grant"]
+
+
+def now_us() -> int:
+    return time.time_ns() // 1000
+
+
+def until(met: Callable[[], bool], what: str, output: Path | None = None, seconds: float = 30.0) -> None:
+    end_at = time.monotonic() + seconds
+    while True:
+        try:
+            if met():
+                return
+        except httpx.TransportError:
+            pass
+        if time.monotonic() > end_at:
+            pytest.fail(f"not within {seconds:g} s: {what}\n{output.read_text()[-4000:] if output else ''}")
+        time.sleep(0.05)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(10)
+
+
+@pytest.fixture(scope="module")
+def house() -> Iterator[House]:
+    with tempfile.TemporaryDirectory(prefix="pgwarden-pages-") as name:
+        folder = Path(name)
+        made = House(folder, free_port(), free_port())
+        key_file = folder / "operator.key"
+        key_file.touch(0o600)
+        key_file.write_text(ALICE)
+        (folder / "password").touch(0o600)
+        (folder / "password").write_text("unused")
+        (folder / "pgwarden.toml").write_text(
+            f"""
+state = "state"
+[api]
+listen = "127.0.0.1:{made.api_port}"
+[connections.shop]
+host = "127.0.0.1"
+database = "shop"
+user = "pgwarden"
+password = "file:password"
+sslmode = "disable"
+[operators.alice]
+key_sha256 = "{ALICE_SHA256}"
+[operators.bob]
+key_sha256 = "{BOB_SHA256}"
+"""
+        )
+        try:
+            made.start_api()
+            made.start_dashboard()
+            yield made
+        finally:
+            for process in (made.api, made.dashboard):
+                if process is not None:
+                    end(process)
+
+
+@pytest.fixture(scope="module")
+def gateway(house: House) -> Iterator[Gateway]:
+    made = Gateway(house.folder / "state" / "log")
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[BrowserContext]:
+    with sync_playwright() as playwright, tempfile.TemporaryDirectory(prefix="pgwarden-browser-") as profile:
+        context = playwright.chromium.launch_persistent_context(
+            profile, executable_path=CHROMIUM, headless=True, args=list(FLAGS), viewport={"width": 1440, "height": 1000}
+        )
+        context.set_default_timeout(15_000)
+        yield context
+        context.close()
+
+
+@dataclass
+class Screen:
+    page: Page
+    url: str
+    strayed: list[str]  # addresses beyond loopback that were asked for
+    alerts: list[str]
+
+    def open(self, path: str) -> None:
+        self.page.goto(f"{self.url}{path}")
+
+    def table(self, key: str) -> Locator:
+        return self.page.locator(f".st-key-{key}")
+
+    def shot(self, name: str) -> None:
+        if SHOTS:
+            self.page.wait_for_timeout(700)
+            self.page.screenshot(path=f"{SHOTS}/{name}.png", full_page=True)
+
+
+@pytest.fixture
+def screen(house: House, browser: BrowserContext) -> Iterator[Screen]:
+    page = browser.new_page()
+    made = Screen(page, house.url, [], [])
+
+    def asked(request: Request) -> None:
+        parts = urlsplit(request.url)
+        if parts.scheme not in ("data", "blob") and parts.hostname != "127.0.0.1":
+            made.strayed.append(request.url)
+
+    page.on("request", asked)
+    page.on("dialog", lambda dialog: (made.alerts.append(dialog.message), dialog.dismiss()))
+    yield made
+    page.close()
+    assert made.strayed == []
+    assert made.alerts == []
+
+
+def test_now_shows_who_is_connected_and_what_was_refused(house: House, gateway: Gateway, screen: Screen) -> None:
+    under = gateway.session(house.agent("now-agent"), client="127.0.0.1:50123")
+    gateway.writer.defined(under, 1, "SELECT * FROM orders")
+    gateway.writer.defined(under, 2, "DROP TABLE orders", ("DROP TABLE",))
+    for execution in range(1, 6):
+        gateway.writer.began(under, execution, 1)
+        gateway.writer.finished(under, execution)
+    gateway.writer.denied(under, 6, 2, "No grant allows ddl on public.orders: ask for one.")
+    gateway.record()
+    screen.open("/")
+    session = screen.table("sessions").locator("tr.row", has_text="now-agent")
+    expect(session).to_contain_text("127.0.0.1:50123")
+    refusal = screen.table("refusals").locator("tr.row", has_text="now-agent")
+    expect(refusal).to_contain_text("DROP TABLE orders")
+    expect(refusal).to_contain_text("No grant allows ddl on public.orders")
+    rate = screen.table("rates").locator("tr.row", has_text="now-agent")
+    expect(rate.locator("svg rect.allowed")).to_have_count(1)
+    expect(rate.locator("svg rect.refused")).to_have_count(1)
+    screen.shot("now")
+
+
+def test_what_happens_meanwhile_appears_by_itself(house: House, gateway: Gateway, screen: Screen) -> None:
+    screen.open("/")
+    expect(screen.table("figures")).to_contain_text("Live sessions")
+    gateway.session(house.agent("late-agent"))
+    gateway.record()
+    expect(screen.table("sessions").locator("tr.row", has_text="late-agent")).to_be_visible()
+
+
+def test_a_search_stands_in_the_address_and_can_be_opened_again(house: House, gateway: Gateway, screen: Screen) -> None:
+    under = gateway.session(house.agent("searched"))
+    gateway.writer.defined(under, 1, "SELECT needle FROM hay", relations=("public.hay",))
+    gateway.writer.defined(under, 2, "SELECT straw FROM hay", relations=("public.hay",))
+    gateway.writer.began(under, 1, 1)
+    gateway.writer.finished(under, 1, rows=1234)
+    gateway.writer.began(under, 2, 2)
+    gateway.record()
+    screen.open("/statements")
+    rows = screen.table("statements").locator("tr.row", has_text="searched")
+    expect(rows).to_have_count(2)
+    screen.page.get_by_label("Text in the statement").fill("needle")
+    screen.page.keyboard.press("Enter")
+    expect(rows).to_have_count(1)
+    expect(rows).to_contain_text("1,234")
+    assert "text=needle" in screen.page.url
+    screen.shot("search")
+    screen.open("/statements?text=straw&agent=searched&relation=public.hay")
+    expect(rows).to_have_count(1)
+    expect(rows).to_contain_text("SELECT straw FROM hay")
+    screen.open("/statements?text=no+such+statement+anywhere")
+    expect(screen.table("statements")).to_contain_text("No statement fits. Take a filter away")
+
+
+def test_older_statements_are_a_press_away(house: House, gateway: Gateway, screen: Screen) -> None:
+    under = gateway.session(house.agent("busy"))
+    gateway.writer.defined(under, 1, "SELECT page FROM book")
+    for execution in range(1, 61):
+        gateway.writer.began(under, execution, 1)
+        gateway.writer.finished(under, execution, rows=execution)
+    gateway.record()
+    screen.open("/statements?agent=busy")
+    rows = screen.table("statements").locator("tr.row", has_text="busy")
+    expect(rows).to_have_count(50)
+    screen.page.get_by_role("button", name="Older").click()
+    expect(rows).to_have_count(10)
+    screen.page.get_by_role("button", name="Newest").click()
+    expect(rows).to_have_count(50)
+
+
+def test_a_statement_leads_to_the_timeline_of_its_session(house: House, gateway: Gateway, screen: Screen) -> None:
+    under = gateway.session(house.agent("traced"), task="month end")
+    gateway.writer.defined(under, 1, "SELECT 'first'")
+    gateway.writer.defined(under, 2, "DROP TABLE traced", ("DROP TABLE",))
+    gateway.writer.began(under, 1, 1)
+    gateway.writer.finished(under, 1, rows=3)
+    gateway.writer.denied(under, 2, 2, "No grant allows ddl.")
+    gateway.writer.closed(under)
+    gateway.record()
+    screen.open("/statements?agent=traced")
+    screen.table("statements").locator("tr.row", has_text="SELECT 'first'").click()
+    screen.page.get_by_role("button", name="Timeline of this session").locator("visible=true").click()
+    timeline = screen.table("timeline")
+    expect(timeline).to_contain_text("SELECT 'first'")
+    expect(timeline).to_contain_text("No grant allows ddl.")
+    expect(screen.table("session")).to_contain_text("month end")
+    assert f"session={under.session}" in screen.page.url
+    moments = timeline.locator("tr.row .mark").all_inner_texts()
+    assert [moment.strip() for moment in moments] == ["opened", "ok", "refused", "closed"]
+    screen.shot("timeline")
+
+
+def test_the_kill_switch_revokes_through_the_api_and_shows_the_proof(house: House, gateway: Gateway, screen: Screen) -> None:
+    name = house.agent("doomed", "Reads what it should not")
+    house.post(f"/v1/grants/{house.asked(name)}/approve", {}, by=ALICE)
+    under = gateway.session(name)
+    gateway.record()
+    screen.open(f"/agents?agent={name}")
+    expect(screen.table("grants")).to_contain_text("select on public.orders")
+    expect(screen.table("grants")).to_contain_text("alice")
+    screen.page.get_by_role("button", name="Revoke …").click()
+    expect(screen.page.get_by_text("Write a reason first")).to_be_visible()
+    screen.page.get_by_label("Why is it revoked?").fill("reads payroll")
+    screen.page.keyboard.press("Enter")
+    screen.page.get_by_role("button", name="Revoke …").click()
+    expect(screen.table("confirm")).to_contain_text("1 live session")
+    screen.shot("confirm")
+    assert house.get(f"/v1/agents/{name}").json()["state"] == "active"  # one press is not enough
+    screen.page.get_by_role("button", name="Revoke now").click()
+    ending = screen.table("endings").locator("tr.row", has_text=under.session)
+    expect(ending).to_contain_text("ending")
+    told = house.get(f"/v1/agents/{name}").json()
+    assert (told["state"], told["state_by"], told["state_reason"]) == ("revoked", "alice", "reads payroll")
+    gateway.writer.now_us = now_us()
+    gateway.writer.killed(under)
+    gateway.writer.closed(under, "killed")
+    gateway.record()
+    expect(ending).to_contain_text("gone")
+    expect(ending).to_contain_text("80.0 ms")
+    expect(ending).not_to_contain_text("–")
+    screen.shot("revoked")
+    screen.page.get_by_label("Why may it act again?").fill("it was a mistake")
+    screen.page.keyboard.press("Enter")
+    screen.page.get_by_role("button", name="Reinstate").click()
+    expect(screen.page.get_by_label("Why is it revoked?")).to_be_visible()
+    assert house.get(f"/v1/agents/{name}").json()["state"] == "active"
+
+
+def test_what_was_asked_for_is_approved_or_denied_with_a_reason(house: House, screen: Screen) -> None:
+    name = house.agent("asking")
+    first, second = house.asked(name), house.asked(name)
+    screen.open(f"/agents?agent={name}")
+    expect(screen.page.get_by_role("button", name="Approve")).to_have_count(2)
+    screen.shot("asking")
+    screen.page.get_by_role("button", name="Approve").first.click()
+    expect(screen.page.get_by_text("Approved.")).to_be_visible()
+    screen.page.get_by_role("button", name="Deny").click()
+    expect(screen.page.get_by_text("A denial is recorded with its reason")).to_be_visible()
+    screen.page.get_by_placeholder("Reason for a denial").fill("not this quarter")
+    screen.page.keyboard.press("Enter")
+    screen.page.get_by_role("button", name="Deny").click()
+    expect(screen.page.get_by_text("Denied.")).to_be_visible()
+    states = {grant["grant"]: grant["state"] for grant in house.get(f"/v1/grants?agent={name}").json()["items"]}
+    assert sorted(states[grant] for grant in (first, second)) == ["approved", "denied"]
+
+
+HOSTILE = (
+    "SELECT '<script>alert(1)</script><img src=x onerror=alert(2)>', "
+    "'![x](http://evil.example/x.png) [link](http://evil.example/) **bold** :material/warning: $x^2$', "
+    "'\x1b[2J\x07\u202etxt.exe\u200b'"
+)
+
+
+def test_hostile_text_is_shown_and_does_nothing(house: House, gateway: Gateway, screen: Screen) -> None:
+    name = house.agent("hostile", "<img src=http://evil.example/a.png> ![x](http://evil.example/b.png)")
+    under = gateway.session(name, task="![t](http://evil.example/t.png)", client="<b>127.0.0.1</b>:1")
+    gateway.writer.defined(under, 1, HOSTILE)
+    gateway.writer.defined(under, 2, "SELECT '" + "long " * 40_000 + "'")
+    gateway.writer.denied(under, 1, 1, "<script>alert(3)</script> ![r](http://evil.example/r.png)")
+    gateway.writer.began(under, 2, 2)
+    gateway.record()
+
+    def shown(place: Locator) -> None:
+        expect(place).to_contain_text("<script>alert(1)</script><img src=x onerror=alert(2)>")
+        expect(place).to_contain_text(
+            "![x](http://evil.example/x.png) [link](http://evil.example/) **bold** :material/warning: $x^2$"
+        )
+        expect(place).to_contain_text("U+001B[2JU+0007U+202Etxt.exeU+200B")
+
+    screen.open("/")
+    shown(screen.table("refusals").locator("tr.row", has_text="hostile"))
+    expect(screen.table("sessions").locator("tr.row", has_text="hostile")).to_contain_text("<b>127.0.0.1</b>:1")
+    screen.open("/statements?agent=hostile")
+    row = screen.table("statements").locator("tr.row", has_text="<script>")
+    shown(row)
+    row.click()
+    whole = screen.table("statements").locator("tr.detail:visible")
+    shown(whole.locator("pre"))
+    expect(whole).to_contain_text("<script>alert(3)</script> ![r](http://evil.example/r.png)")
+    screen.shot("hostile")
+    row.click()
+    long = screen.table("statements").locator("tr.row", has_text="long long")
+    assert (long.bounding_box() or {"height": 0})["height"] < 40  # one line
+    long.click()
+    expect(screen.table("statements").locator("tr.detail:visible")).to_contain_text("180,009 more characters are not shown")
+    screen.open("/agents?agent=hostile")
+    expect(screen.table("agent")).to_contain_text("<img src=http://evil.example/a.png> ![x](http://evil.example/b.png)")
+    for made in ("script", "img", "a", "b", "iframe"):
+        assert screen.table("agent").locator(made).count() == 0
+
+
+def test_the_operator_key_never_reaches_the_browser(house: House, screen: Screen) -> None:
+    seen: list[str] = []
+    screen.page.on("websocket", lambda socket: socket.on("framereceived", lambda payload: seen.append(str(payload))))
+    for path in ("/", "/agents", "/statements"):
+        screen.open(path)
+        screen.page.wait_for_timeout(1500)
+    assert seen
+    assert not any(ALICE in payload for payload in seen)
+    assert ALICE not in (house.folder / "dashboard.log").read_text()
+
+
+def test_an_api_that_is_down_is_said_and_its_return_is_noticed(house: House, screen: Screen) -> None:
+    house.agent("before-the-outage")
+    screen.open("/agents")
+    expect(screen.table("agents")).to_contain_text("before-the-outage")
+    house.stop_api()
+    try:
+        banner = screen.table("watch").get_by_role("alert")
+        expect(banner).to_contain_text("cannot be reached")
+        expect(banner).to_contain_text("Start it with `pgwarden api`")
+        screen.open("/statements")
+        expect(banner).to_contain_text("cannot be reached")
+        screen.shot("down")
+    finally:
+        house.start_api()
+    expect(banner).to_have_count(0)
+    expect(screen.page.get_by_label("Text in the statement")).to_be_visible()
+
+
+def test_a_browser_without_the_access_word_sees_nothing(house: House, browser: BrowserContext) -> None:
+    house.agent("hidden")
+    access_file = house.folder / "access"
+    access_file.touch(0o600)
+    access_file.write_text(ACCESS_WORD)
+    closed = House(house.folder, house.api_port, free_port())
+    closed.start_dashboard(access_file)
+    assert closed.dashboard is not None
+    page = browser.new_page()
+    try:
+        page.goto(f"{closed.url}/agents")
+        expect(page.get_by_text("This browser is not known here.")).to_be_visible()
+        assert page.get_by_text("hidden").count() == 0
+        page.get_by_label("Access word").fill("f" * 64)
+        page.keyboard.press("Enter")
+        expect(page.get_by_text("That access word is not right.")).to_be_visible()
+        page.goto(f"{closed.url}/agents?access={ACCESS_WORD}")
+        expect(page.locator(".st-key-agents").get_by_text("hidden", exact=True)).to_be_visible()
+        assert ACCESS_WORD not in page.url
+        page.reload()  # the browser is known from now on
+        expect(page.locator(".st-key-agents").get_by_text("hidden", exact=True)).to_be_visible()
+    finally:
+        page.close()
+        end(closed.dashboard)
+
+
+def test_another_site_cannot_reach_it_under_its_own_name(house: House) -> None:
+    socket = {
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
+        "Sec-WebSocket-Version": "13",
+    }
+    own = f"127.0.0.1:{house.dashboard_port}"
+    for host, origin in (("evil.example", "http://evil.example"), (own, "http://evil.example")):
+        answer = httpx.get(f"{house.url}/_stcore/stream", headers={**socket, "Host": host, "Origin": origin})
+        assert answer.status_code == 403, (host, origin)
+
+
+def test_no_program_can_drive_it_over_plain_http(house: House) -> None:
+    answer = httpx.post(f"{house.url}/_stcore/agent/interact", json={}, headers={"Host": f"127.0.0.1:{house.dashboard_port}"})
+    assert answer.status_code == 403
