@@ -170,9 +170,9 @@ class Watch:
     def _of_the_api(self, agents: Sequence[str]) -> Iterator[str]:
         try:
             health = self.health()
-            recording, reason = _log_state(health)
-            if not recording:
-                yield f"the log takes no records: {reason}"
+            problems = health.get("problems")
+            if isinstance(problems, list):  # of enforcement, the tables, the gateways
+                yield from (printable(str(problem)) for problem in problems)
             for gap in self._items("/v1/questions/recording_gaps", _Gap):
                 if _us(gap.noticed_at) >= self._since_us:
                     yield f"the record has a gap: {gap.kind}, {printable(gap.reason or '')}"

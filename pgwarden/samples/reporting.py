@@ -58,12 +58,12 @@ async def token(issuer: str, client: str, secret: str) -> Token:
 
 async def step(session: asyncpg.Connection, turn: int) -> None:
     month = 1 + turn % 12
-    match turn % 5:
-        case 0:
+    match turn % 7:
+        case 0 | 5:
             await session.fetch(REVENUE, month)
         case 1:
             await session.fetch(BEST_SELLERS)
-        case 2:
+        case 2 | 6:
             async with session.transaction(isolation="repeatable_read", readonly=True):
                 cursor = await session.cursor(EVERY_ORDER, month)
                 while await cursor.fetch(100):
