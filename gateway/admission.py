@@ -14,7 +14,7 @@ from gateway.stamp import Request
 from gateway.wire import messages
 from gateway.wire.messages import ProtocolViolation
 from gateway.wire.scram import ScramRefused, ScramServer
-from identity import agent_keys, claims, tokens
+from identity import agent_keys, authentication
 from identity.agent_keys import Verifier
 from identity.keys import JwksCache
 from identity.principal import Principal, ProvenKey, labelled, of_key
@@ -106,33 +106,13 @@ class Admission:
         token = body[:-1].decode("ascii", "replace") if body[-1:] == b"\0" else ""
         if not token:
             return Denied("28P01", "the password is empty: it must be an access token", "empty password", "token")
-        proven = await self._verified(token)
+        proven = await authentication.principal(token, self._issuers.values(), self._keys, self._registry.agent_of, self._now_us())
         if isinstance(proven, Refusal):
             return _failed(asked.user, proven.reason, "token")
         if proven.agent != asked.user:
             # The name decides nothing, but a client that is mistaken about itself must not act under another's name unawares.
             return _failed(asked.user, f"the token is of agent {proven.agent}, the startup packet names {asked.user}", "token")
         return proven
-
-    async def _verified(self, token: str) -> Principal | Refusal:
-        peeked = tokens.peek(token)
-        if isinstance(peeked, Refusal):
-            return peeked
-        rows = tokens.rows_for(peeked, self._issuers.values())
-        if isinstance(rows, Refusal):
-            return rows
-        refusal: Refusal = Refusal("the token's issuer is not configured here")
-        for rules in rows:
-            keys = await self._keys.keys(rules, peeked.kid)
-            if isinstance(keys, Refusal):
-                refusal = keys
-                continue
-            signed = tokens.verify(token, rules, keys, self._now_us())
-            if isinstance(signed, Refusal):
-                refusal = signed
-                continue
-            return claims.principal(signed, rules, self._registry.agent_of)
-        return refusal
 
 
 async def _password(channel: Channel, bytes_max: int) -> bytes:

@@ -11,7 +11,7 @@ import socket
 import ssl
 import time
 from collections import Counter, deque
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 
 from gateway.admission import Admission, Denied
@@ -43,6 +43,7 @@ from identity.scope import Authority
 from ingest.events import (
     GatewayStarted,
     GatewayStopped,
+    LogRecovered,
     RecordingStopped,
     SessionDenied,
     SessionEndOrdered,
@@ -51,6 +52,7 @@ from ingest.events import (
     StatementCancelled,
 )
 from ingest.log import LogUnavailable
+from ingest.log.segments import Recovery
 from ingest.recorder import Recorder, RecorderState
 
 _log = logging.getLogger(__name__)
@@ -136,8 +138,14 @@ class Gateway:
         self._listener = listener
         return int(listener.getsockname()[1])
 
-    async def started(self) -> None:
-        """Record the start, which ends what an earlier boot left open. Returns once it is on disk."""
+    async def started(self, recoveries: Sequence[Recovery]) -> None:
+        """Record the start, which ends what an earlier boot left open, and what its crash left of the log. Returns once on disk."""
+        for found in recoveries:
+            if found.dropped_bytes or found.confirmed_batches:
+                recovered = LogRecovered(
+                    now_us(), self._settings.gateway, found.topic, found.partition, found.dropped_bytes, found.confirmed_batches
+                )
+                self._recorder.record("sessions", self._settings.gateway, recovered)
         await self._recorder.recorded(
             self._recorder.record(
                 "sessions", self._settings.gateway, GatewayStarted(now_us(), self._settings.gateway, self._boot, self._version)

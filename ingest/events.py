@@ -236,6 +236,17 @@ class GatewayStarted(_Fact, frozen=True, tag=26):
     version: str
 
 
+class LogRecovered(_Fact, frozen=True, tag=28):
+    """At its start a writer found the end of a partition as a crash left it. What was dropped, nobody was told was durable."""
+
+    at_us: int
+    writer: str
+    topic: str
+    partition: int
+    dropped_bytes: int
+    confirmed_batches: int  # whole, perhaps not durable: written again
+
+
 class GatewayStopped(_Fact, frozen=True, tag=27):
     at_us: int
     gateway: str
@@ -345,6 +356,7 @@ SessionEvent: TypeAlias = (
     | RecordingStopped
     | GatewayStarted
     | GatewayStopped
+    | LogRecovered
 )
 StatementEvent: TypeAlias = StatementDefined | StatementStarted | StatementDenied | StatementFinished | StatementParameters
 Event: TypeAlias = IdentityEvent | SessionEvent | StatementEvent | SessionEndOrdered | FindingRaised

@@ -52,7 +52,7 @@ async def _run(config: Config) -> int:
     settings = _settings(config)
     certificate, key = _certificate(config)
     log = SegmentLog(config.state / "log", LogSettings())
-    await log.claim(("sessions", "statements"))  # a second gateway on this log ends here
+    recoveries = await log.claim(("sessions", "statements"))  # a second gateway on this log ends here
     boot = now_us()
     recorder = Recorder(log, settings.gateway, boot, RecorderSettings())
     registry = Registry()
@@ -78,7 +78,7 @@ async def _run(config: Config) -> int:
     await directory.catch_up()
     await gateway.read_catalogs()
     port = gateway.listen()
-    await gateway.started()
+    await gateway.started(recoveries)
     status = await serve_status(config.state / SOCKET_FILE, lambda: _status(settings, boot, gateway))
     _log.info("listening on %s:%s", settings.listen_host, port)
     gc.collect()
