@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import os
 import re
@@ -419,7 +418,9 @@ class _Reading:
         issuer, client, subject = (table.text(part, _LIMITS.name_characters_max) for part in ("issuer", "client", "subject"))
         if issuer and issuer not in issuer_urls:
             table.problem(
-                f'is "{printable(issuer)}", and there is no [issuers.{printable(issuer)}]', _one_of(issuer, issuer_urls), "issuer"
+                f'is "{printable(issuer)}", and there is no [issuers.{printable(issuer)}]',
+                self.one_of(issuer, issuer_urls),
+                "issuer",
             )
         if issuer and not client:
             table.problem("is missing, though issuer is set", 'write client = "…", the client that the tokens name', "client")
@@ -462,7 +463,9 @@ class _Reading:
         connection = table.text("connection")
         if connection and connection not in connections:
             shown = printable(connection)
-            table.problem(f'is "{shown}", and there is no [connections.{shown}]', _one_of(connection, connections), "connection")
+            table.problem(
+                f'is "{shown}", and there is no [connections.{shown}]', self.one_of(connection, connections), "connection"
+            )
         example = 'rules = [{ schema = "public", tables = ["orders"], operations = ["select"] }]'
         rules = tuple(self.rule(rule) for rule in table.tables("rules", settings.RULE, example, _LIMITS.rules_max))
         functions = self.functions(table)
@@ -492,8 +495,8 @@ class _Reading:
         operations = table.texts("operations")
         for index, operation in enumerate(operations):
             if operation not in OPERATIONS:
-                near = difflib.get_close_matches(operation.lower(), OPERATIONS, 1)
-                remedy = f'write "{near[0]}"' if near else f"write one of {', '.join(OPERATIONS)}"
+                near = self.report.nearest(operation.lower(), OPERATIONS)
+                remedy = f'write "{near}"' if near else f"write one of {', '.join(OPERATIONS)}"
                 table.problem(f'is "{printable(operation)}", which is no operation', remedy, "operations", index)
         for key in ("tables", "operations"):
             if table.values.get(key) == []:
@@ -510,6 +513,14 @@ class _Reading:
                 remedy = 'write its schema and name without arguments, as "public.order_total"'
                 table.problem(f'holds "{printable(function)}"', remedy, "functions")
         return functions
+
+    def one_of(self, wrong: str, names: Collection[str]) -> str:
+        if near := self.report.nearest(wrong, names):
+            return f'write "{printable(near)}"'
+        if len(names) > settings.NEAREST_NAMES_MAX:
+            return "write the name of a table that is there"
+        shown: Sequence[str] = [f'"{printable(name)}"' for name in sorted(names)[:10]]
+        return f"write one of {', '.join(shown)}" if shown else "write that table first"
 
     def one_agent_a_client(self, tables: Mapping[str, Table]) -> None:
         """Two agents for one client: which of them acts would be a matter of chance."""
@@ -581,11 +592,3 @@ def _names_remedy(also: str) -> str:
         + (f", '{also}'" if also == "@" else "")
         + ", starting with a letter or digit"
     )
-
-
-def _one_of(wrong: str, names: Collection[str]) -> str:
-    near = difflib.get_close_matches(wrong, names, 1)
-    if near:
-        return f'write "{printable(near[0])}"'
-    shown: Sequence[str] = [f'"{printable(name)}"' for name in sorted(names)[:10]]
-    return f"write one of {', '.join(shown)}" if shown else "write that table first"

@@ -67,6 +67,13 @@ class Report:
     def warning(self, place: Place, reason: str, remedy: str) -> None:
         self.warnings.append(Problem(self.path, self.line(place), reason, remedy))
 
+    def nearest(self, wrong: str, names: Collection[str]) -> str | None:
+        """What was probably meant, while there is time to look: difflib compares every pair of letters."""
+        if len(self.problems) > settings.PROBLEMS_MAX or len(names) > settings.NEAREST_NAMES_MAX:
+            return None
+        near = difflib.get_close_matches(wrong[: settings.NEAREST_CHARACTERS_MAX], names, 1)
+        return near[0] if near else None
+
     def finish(self) -> None:
         """
         Raises:
@@ -231,8 +238,8 @@ class Table:
             return default
         if not isinstance(value, str) or value not in choices:
             shown = f'is "{printable(value)}"' if isinstance(value, str) else f"is {_described(value)}"
-            near = difflib.get_close_matches(value, choices, 1) if isinstance(value, str) else []
-            remedy = f'write {key} = "{near[0]}"' if near else "write one of " + ", ".join(f'"{choice}"' for choice in choices)
+            near = self.report.nearest(value, choices) if isinstance(value, str) else None
+            remedy = f'write {key} = "{near}"' if near else "write one of " + ", ".join(f'"{choice}"' for choice in choices)
             self.problem(f"{shown}, which is none of {', '.join(choices)}", remedy, key)
             return default
         return value
@@ -371,9 +378,9 @@ class Table:
         for key in self.values:
             if key in self.taken or key in also:
                 continue
-            near = difflib.get_close_matches(key, known, 1, 0.6)
+            near = self.report.nearest(key, known)
             where = f"[{self.name()}]" if self.place else "the file"
-            remedy = f'write "{near[0]}"' if near else f"delete it, or write one of {', '.join(sorted(known))}"
+            remedy = f'write "{near}"' if near else f"delete it, or write one of {', '.join(sorted(known))}"
             self.report.problem((*self.place, key), f'{where} has no setting "{printable(key, 80)}"', remedy)
 
     def _place(self, key: str | None, index: int | None) -> Place:

@@ -16,6 +16,8 @@ PROBLEMS_MAX: Final = 200
 TEXT_CHARACTERS_MAX: Final = 500
 PATH_CHARACTERS_MAX: Final = 4096  # PATH_MAX of Linux
 LIST_ITEMS_MAX: Final = 1000
+NEAREST_NAMES_MAX: Final = 200  # a misspelt name is compared with at most so many
+NEAREST_CHARACTERS_MAX: Final = 100
 SECONDS_MAX: Final = 10 * 365 * 86400
 
 NAME_BYTES_MAX: Final = 63  # as PostgreSQL's own names (NAMEDATALEN - 1)

@@ -1,6 +1,6 @@
 """Each wrong line of a configuration: which line is named, what is said of it, and what to write instead."""
 
-# ruff: noqa: E501  (one case a line)
+
 
 from __future__ import annotations
 
@@ -635,6 +635,14 @@ def test_bytes_that_are_no_text_are_refused_with_their_line(tmp_path: Path) -> N
     (tmp_path / "pgwarden.toml").write_bytes(b"a = 1\nb = '\xff'\n")
     with pytest.raises(ConfigInvalid, match=r"pgwarden\.toml:2: this line is not UTF-8 text; save the file as UTF-8"):
         load(tmp_path / "pgwarden.toml", ENVIRON)
+
+
+@pytest.mark.timeout(30)
+def test_a_file_made_to_exhaust_its_reader_is_refused_in_seconds() -> None:
+    """Looking for the nearest of 12,000 names, 12,000 times, takes many minutes."""
+    issuers = "".join(f"[issuers.issuerissuer{number}]\nx = 1\n" for number in range(12_000))
+    agents = "".join(f'[agents.a{number}]\nissuer = "issuerissue{number}"\n' for number in range(12_000))
+    assert len(problems(issuers + agents)) == settings.PROBLEMS_MAX + 1
 
 
 @given(st.data())

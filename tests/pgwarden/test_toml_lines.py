@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgwarden.toml_lines import Place, locate
+from tests.fuzz.fuzz_toml_lines import one_input
 
 EXAMPLE = '''\
 # a comment with [brackets] and "quotes"
@@ -168,3 +169,17 @@ def test_exactly_the_places_of_the_document_have_lines_and_each_key_its_own(text
         if isinstance(key, str):
             name = "n" + key.partition("n")[2].partition("x")[0] + "x"
             assert line == text.count("\n", 0, text.index(name)) + 1
+
+
+@given(documents(), st.data())
+def test_a_damaged_document_is_read_as_tomllib_reads_it(text: str, data: st.DataObject) -> None:
+    at = data.draw(st.integers(0, len(text)))
+    piece = data.draw(
+        st.sampled_from(["", "\n", '"', "'", '"""', "'''", "[", "]", "[[", "{", "}", "#", "=", ".", ",", "\\", "a = 1\n"])
+    )
+    one_input((text[:at] + piece + text[at + data.draw(st.integers(0, 2)) :]).encode())
+
+
+@given(st.binary(max_size=64))
+def test_any_bytes_are_read_as_tomllib_reads_them(data: bytes) -> None:
+    one_input(data)
