@@ -46,7 +46,7 @@ SAFE: Final = _table(
     array_to_tsvector array_upper cardinality enum_first enum_last enum_range generate_series generate_subscripts isempty
     lower_inc lower_inf multirange num_nonnulls num_nulls range_merge trim_array unnest upper_inc upper_inf width_bucket
     # JSON and XML
-    json json_array_elements json_array_elements_text json_array_length json_build_array json_build_object json_each
+    json_array_elements json_array_elements_text json_array_length json_build_array json_build_object json_each
     json_each_text json_extract_path json_extract_path_text json_object json_object_keys json_populate_record
     json_populate_recordset json_strip_nulls json_to_record json_to_recordset json_to_tsvector json_typeof
     jsonb_array_elements jsonb_array_elements_text jsonb_array_length jsonb_build_array jsonb_build_object jsonb_each
