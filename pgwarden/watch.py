@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 import httpx
 import msgspec
@@ -18,6 +18,7 @@ from pgwarden.printable import printable
 LINES_MAX: Final = 8  # of one kind at a time; a terminal is no place for a flood
 STATEMENTS_READ: Final = 200  # the newest, each time
 SESSIONS_READ: Final = 100
+TEXT_CHARACTERS_MAX: Final = 70  # of a statement
 LAG_SECONDS_MAX: Final = 5.0  # from a statement to its row; the projector commits every 250 ms
 STATUS_BYTES_MAX: Final = 16 * 2**20
 
@@ -50,6 +51,7 @@ class _Session(msgspec.Struct, frozen=True):
 class _Agent(msgspec.Struct, frozen=True):
     agent: str
     state: str
+    state_at: datetime | None = None
     state_by: str | None = ""
     state_reason: str | None = ""
     live_sessions: int = 0
@@ -68,6 +70,8 @@ class _Page(msgspec.Struct, frozen=True):
 
 
 T = TypeVar("T")
+_News: TypeAlias = tuple[int, str]
+"""When, in microseconds since 1970, and the line."""
 
 
 class Watch:
@@ -94,16 +98,16 @@ class Watch:
     # -- as it happens -----------------------------------------------------------------------------------------------------------
 
     def news(self) -> list[str]:
-        """What happened since the last call, oldest first by kind. A silent API is said once."""
+        """What happened since the last call, oldest first. A silent API is said once."""
         try:
-            lines = [*self._agent_lines(), *self._session_lines(), *self._refusal_lines(), *self._recording_lines()]
+            news = [*self._agent_news(), *self._session_news(), *self._refusal_news(), *self._recording_news()]
         except ApiSilent as error:
             if self._silent:
                 return []
             self._silent = True
             return [f"no answer   {error}"]
         self._silent = False
-        return lines
+        return [line for _, line in sorted(news, key=lambda one: one[0])]
 
     def counters(self) -> str:
         """A line with the work of each agent so far, or "" when the API is silent."""
@@ -116,50 +120,52 @@ class Watch:
             for one in sorted(agents, key=lambda one: one.agent)
         )
 
-    def _agent_lines(self) -> Iterator[str]:
+    def _agent_news(self) -> Iterator[_News]:
         for one in self._items("/v1/agents", _Agent):
             before, self._agents[one.agent] = self._agents.get(one.agent), one.state
             if before is not None and before != one.state:
-                said = f" by {one.state_by}: {one.state_reason}" if one.state_by else ""
-                yield f"{one.state:<11} {one.agent}{printable(said)}"
+                what = "reinstated" if one.state == "active" else one.state
+                why = f" by {one.state_by}" + (f": {one.state_reason}" if one.state_reason else "")
+                yield _us(one.state_at), f"{what:<11} {one.agent}{printable(why)}"
 
-    def _session_lines(self) -> Iterator[str]:
+    def _session_news(self) -> Iterator[_News]:
         page = self._items("/v1/sessions", _Session, limit=SESSIONS_READ)
         known = self._sessions
         self._sessions = {one.session: one for one in page}
-        for one in reversed(page):
+        for one in page:
             before = known.get(one.session)
-            if before is None and _us(one.opened_at) >= self._since_us:
-                yield f"opened      {one.agent} from {printable(one.client)}"
-            if one.kill_backend_gone_at is not None and (before is None or before.kill_backend_gone_at is None):
-                took = (_us(one.kill_backend_gone_at) - _us(one.kill_requested_at)) / 1000
-                yield f"killed      {one.agent}: {printable(one.kill_cause or '')}; its backend was gone after {took:.0f} ms"
+            opened_us, gone_us, closed_us = _us(one.opened_at), _us(one.kill_backend_gone_at), _us(one.closed_at)
+            if before is None and opened_us >= self._since_us:
+                yield opened_us, f"opened      {one.agent} from {printable(one.client)}"
+            if gone_us >= self._since_us and (before is None or before.kill_backend_gone_at is None):
+                took_ms = (gone_us - _us(one.kill_requested_at)) / 1000
+                yield (
+                    gone_us,
+                    f"killed      {one.agent}: {printable(one.kill_cause or '')}; its backend was gone after {took_ms:.0f} ms",
+                )
             elif (
                 one.kill_cause is None
-                and _us(one.closed_at) >= self._since_us  # 0 while it is open
+                and closed_us >= self._since_us  # 0 while it is open
                 and (before is None or before.closed_at is None)
             ):
-                yield f"closed      {one.agent}: {printable(one.close_reason or '')}"
+                yield closed_us, f"closed      {one.agent}: {printable(one.close_reason or '')}"
 
-    def _refusal_lines(self) -> Iterator[str]:
+    def _refusal_news(self) -> Iterator[_News]:
         page = self._items("/v1/statements", _Statement, decision="deny", since_us=self._since_us, limit=STATEMENTS_READ)
         fresh = [one for one in page if (one.session, one.execution) not in self._seen]
         self._seen = dict.fromkeys((one.session, one.execution) for one in page)
-        for one in reversed(fresh[:LINES_MAX]):
-            text = printable(" ".join((one.text or "").split()), 70)
-            yield f"refused     {one.agent}: {text} — {printable(one.reason or '')}"
+        for one in fresh[:LINES_MAX]:
+            text = printable(" ".join((one.text or "").split()), TEXT_CHARACTERS_MAX)
+            yield _us(one.started_at), f"refused     {one.agent}: {text} — {printable(one.reason or '')}"
         if len(fresh) > LINES_MAX:
-            yield f"refused     and {len(fresh) - LINES_MAX} more"
+            yield _us(fresh[0].started_at), f"refused     and {len(fresh) - LINES_MAX} more"
 
-    def _recording_lines(self) -> Iterator[str]:
+    def _recording_news(self) -> Iterator[_News]:
         recording, reason = _log_state(self.health())
         if recording != self._recording:
             self._recording = recording
-            yield (
-                "recording   again"
-                if recording
-                else f"stopped     nothing can be recorded ({printable(reason)}): nothing is let through"
-            )
+            stopped = f"stopped     nothing can be recorded ({printable(reason)}), so nothing is let through"
+            yield time.time_ns() // 1000, "recording   again" if recording else stopped
 
     # -- in the end --------------------------------------------------------------------------------------------------------------
 
