@@ -37,9 +37,16 @@ def page() -> None:
     chosen = next((agent for agent in agents if agent.agent == asked), in_order(agents)[0])
     left, right = st.columns([9, 11], gap="medium")
     with left:
-        _list(chosen.agent)
+        _list(chosen.agent, _standing(chosen, grants))
     with right:
         _one(chosen, [grant for grant in grants if grant.agent == chosen.agent])
+
+
+def _standing(agent: Agent | None, grants: Sequence[Grant]) -> object:
+    """What the right half of the page was drawn from."""
+    if agent is None:
+        return None
+    return (agent.state, agent.state_at, tuple((grant.grant, grant.state) for grant in grants if grant.agent == agent.agent))
 
 
 # -- the list --------------------------------------------------------------------------------------------------------------------
@@ -55,7 +62,7 @@ LIST_COLUMNS: Final = (
 
 
 @st.fragment(run_every=DEFAULTS.refresh_seconds)
-def _list(chosen: str) -> None:
+def _list(chosen: str, standing: object) -> None:
     api = reach.client()
     try:
         agents, grants = api.agents(), api.grants()
@@ -72,6 +79,8 @@ def _list(chosen: str) -> None:
         empty="No agent is registered. Name one in the configuration, or register it with POST /v1/agents.",
         selectable=True,
     )
+    if _standing(next((agent for agent in agents if agent.agent == chosen), None), grants) != standing:
+        st.rerun()  # somebody else decided something about it
     if pressed is not None and pressed.id != chosen:
         st.query_params["agent"] = pressed.id
         st.rerun()
@@ -253,6 +262,7 @@ def _decide(grant: Grant, *, approve: bool, reason: str) -> None:
             reach.client().approve(grant.grant, f"dashboard-approve-{grant.grant}"[:128])
         else:
             reach.client().deny(grant.grant, reason.strip(), f"dashboard-deny-{grant.grant}"[:128])
+        reach.shown(lambda: all(other.grant != grant.grant or other.state != "requested" for other in reach.client().grants()))
     except ApiTrouble as error:
         _say(error)
     else:
@@ -320,6 +330,7 @@ def _command(agent: str, reason: str, request: str, *, revoke: bool) -> None:
             reach.client().revoke(agent, reason, request)
         else:
             reach.client().reinstate(agent, reason, request)
+        reach.shown(lambda: any(one.agent == agent and (one.state == "revoked") == revoke for one in reach.client().agents()))
     except ApiTrouble as error:
         _say(error)
     else:
@@ -335,11 +346,11 @@ def _command(agent: str, reason: str, request: str, *, revoke: bool) -> None:
 
 ENDING_COLUMNS: Final = (
     Column("Session"),
-    Column("State", 104),
-    Column("Requested", 98, title="When the revocation was recorded (UTC)"),
-    Column("Decided", 98, title="When it was decided that this session must end"),
-    Column("Client closed", 98, title="When the client's connection was closed"),
-    Column("Backend gone", 98, title="When PostgreSQL's own list of processes no longer held it"),
+    Column("State", 88),
+    Column("Requested", 112, title="When the revocation was recorded (UTC)"),
+    Column("Decided", 112, title="When it was decided that this session must end"),
+    Column("Client closed", 112, title="When the client's connection was closed"),
+    Column("Backend gone", 112, title="When PostgreSQL's own list of processes no longer held it"),
     Column("Took", 80, "right", "From the request until the backend was gone"),
 )
 

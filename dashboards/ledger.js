@@ -213,7 +213,10 @@ function table(root, data, state, nowMs, act) {
     state.shape = shape;
     state.rows = new Map();
     const frame = element("div", "frame");
-    if (data.height) frame.style.height = `${Number(data.height)}px`;
+    if (data.height) {
+      frame.style.maxHeight = `${Number(data.height)}px`;
+      frame.style.minHeight = `${Math.min(Number(data.height), 140)}px`; // two beside each other begin alike
+    }
     const whole = element("table", "");
     const widths = element("colgroup", "");
     const head = element("thead", "");

@@ -47,7 +47,7 @@ def _live() -> None:
             key="sessions",
             empty="No agent is connected. Connect one with psql to the gateway, with the agent's name as user and the connection's "
             "name as database.",
-            height_pixels=322,
+            height_pixels=420,
             flash=True,
         )
         if pressed is not None:
@@ -59,7 +59,7 @@ def _live() -> None:
             title="Refusals as they come",
             key="refusals",
             empty="Nothing was refused yet. A statement outside an agent's grants appears here with the reason.",
-            height_pixels=322,
+            height_pixels=420,
             flash=True,
         )
         if pressed is not None and pressed.name == "timeline":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final
 
@@ -46,6 +48,13 @@ def watch() -> None:
         st.rerun()
 
 
+def shown(met: Callable[[], bool]) -> None:
+    """Wait until the answers show what was just recorded, or for as long as that may take: the tables follow the log."""
+    until = time.monotonic() + chosen().follow_seconds_max
+    while not met() and time.monotonic() < until:
+        time.sleep(0.05)
+
+
 def trouble(error: ApiTrouble, key: str) -> None:
     """Say what a page could not get, unless the banner above says the same."""
     if st.session_state.get(_SHOWN, "") != str(error):
@@ -69,7 +78,7 @@ def recording(health: Health, now: datetime) -> list[Banner]:
         )
     # The first problem of a stopped recording is told above, in more words.
     others = [problem for problem in health.problems if not (stopped and "cannot record" in problem)]
-    banners += [Banner("warn", "Not all is well.", f"{problem}.") for problem in others]
+    banners += [Banner("warn", "Not all is well.", f"{problem[:1].upper()}{problem[1:].rstrip('.')}.") for problem in others]
     if health.gaps:
         banners.append(
             Banner(

@@ -26,6 +26,7 @@ class Settings:
     answer_seconds_max: float = 5.0  # one answer; the API's own cap on a query is shorter
     answer_bytes_max: int = 16 * 2**20  # one answer; Streamlit's own limit for a message to a browser is 200 MB
     refresh_seconds: float = 2.0  # page "Now"
+    follow_seconds_max: float = 2.0  # from a recorded command to answers that show it; a commit of the tables is due every 0.25 s
     page_rows: int = 50  # statements on one page
     refusals_max: int = 20  # on page "Now"
     sessions_max: int = 200  # on page "Now"

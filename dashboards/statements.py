@@ -157,13 +157,18 @@ def statement_row(statement: Statement) -> Row:
             Text(statement.agent, "strong"),
             result(statement),
             sql_cell(statement),
-            Number("–" if statement.rows is None else number(statement.rows)),
-            Number("–" if statement.duration_us is None else duration(statement.duration_us)),
-            Number("–" if statement.bytes_out is None else size(statement.bytes_out)),
+            _unless_refused(statement, None if statement.rows is None else number(statement.rows)),
+            _unless_refused(statement, None if statement.duration_us is None else duration(statement.duration_us)),
+            _unless_refused(statement, None if statement.bytes_out is None else size(statement.bytes_out)),
         ),
         detail=statement_detail(statement),
         tone="bad" if statement.decision == "deny" else "warn" if statement.outcome == "error" else "",
     )
+
+
+def _unless_refused(statement: Statement, text: str | None) -> Number:
+    """What was refused did not run: no rows is then no number."""
+    return Number("–", "faint") if text is None or statement.decision == "deny" else Number(text)
 
 
 def sql_cell(statement: Statement, *, why: bool = True) -> Sql | Text:
@@ -340,21 +345,21 @@ def session_facts(session: Session, kills: Sequence[Kill]) -> list[Fact]:
 
 def moment_row(moment: Moment, session: Session) -> Row:
     after = moment.at - session.opened_at if session.opened_at else timedelta()
-    ran = moment.kind in ("statement", "running", "denied")
+    asked = moment.kind in ("statement", "running", "denied")
     note = moment.reason if moment.kind == "denied" else moment.sqlstate if moment.outcome == "error" else ""
+    told = f"{moment.text}{': ' if moment.text and moment.reason else ''}{moment.reason}"
+    ran = moment.kind == "statement"
     return Row(
-        id=f"{session.session}/{moment.execution}" if ran else f"{session.session}/{moment.kind}/{moment.at.timestamp()}",
+        id=f"{session.session}/{moment.execution}" if asked else f"{session.session}/{moment.kind}/{moment.at.timestamp()}",
         cells=(
             Time(moment.at, fine=True),
             Number(f"+{duration(max(0, after // timedelta(microseconds=1)))}"),
             moment_mark(moment),
-            Sql(moment.text, note)
-            if ran
-            else Text(f"{moment.text}{': ' if moment.text and moment.reason else ''}{moment.reason}", "faint"),
-            Number("–" if moment.rows is None or not ran else number(moment.rows)),
-            Number("–" if moment.duration_us is None else duration(moment.duration_us)),
+            Sql(moment.text, note) if asked else Text(told, "faint"),
+            Number(number(moment.rows)) if ran and moment.rows is not None else Number("–", "faint"),
+            Number(duration(moment.duration_us)) if ran and moment.duration_us is not None else Number("–", "faint"),
         ),
-        detail=Detail(text=cut(moment.text)[0], facts=_moment_facts(moment), actions=(WHOLE,)) if ran else None,
+        detail=Detail(text=cut(moment.text)[0], facts=_moment_facts(moment), actions=(WHOLE,)) if asked else None,
         tone="bad" if moment.kind in ("denied", "killed") else "warn" if moment.outcome == "error" else "",
     )
 

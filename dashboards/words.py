@@ -52,6 +52,8 @@ def cut(text: str, characters_max: int = TEXT_CHARACTERS_MAX) -> tuple[str, int]
 
 def number(value: int | float) -> str:
     """1234567 -> `1,234,567`; 2.345 -> `2.3`; 144.5 -> `144`: three digits tell enough."""
+    if isinstance(value, float) and 0 < value < 0.05:
+        return "<0.1"
     if isinstance(value, float) and abs(value) < 100 and not value.is_integer():
         return f"{value:,.1f}"
     return f"{int(value):,}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -45,14 +46,21 @@ BOB, BOB_SHA256 = create_operator_key()
 ACCESS_WORD = "0123456789abcdef" * 4
 SHOTS = os.environ.get("PGWARDEN_SCREENSHOTS", "")  # a folder; "" takes none
 
+RECORDS: dict[str, object] = {"available": True, "since_us": 0, "reason": "", "refused": 0, "pending_bytes": 0}
+
 T = TypeVar("T")
 
 
 @dataclass
 class Gateway:
-    """Writes sessions and statements as a gateway would, on a loop of its own: the browser's driver holds the test's."""
+    """Writes sessions and statements as a gateway would, and says on its socket how it is.
 
-    folder: Path
+    On a loop of its own: the browser's driver holds the test's.
+    """
+
+    folder: Path  # the state
+    log_state: dict[str, object] = field(default_factory=lambda: dict(RECORDS))
+    states: dict[str, str] = field(default_factory=dict)
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.new_event_loop)
     writer: Writer = field(init=False)
     log: SegmentLog = field(init=False)
@@ -62,13 +70,21 @@ class Gateway:
         self.thread = threading.Thread(target=self.loop.run_forever)
         self.thread.start()
 
-        async def open_log() -> SegmentLog:
-            return SegmentLog(self.folder, LogSettings())
+        async def begin() -> SegmentLog:
+            (self.folder / "run").mkdir(exist_ok=True)
+            self.socket = await asyncio.start_unix_server(self.answer, self.folder / "run" / "gateway.sock")
+            return SegmentLog(self.folder / "log", LogSettings())
 
-        self.log = self.run(open_log())
+        self.log = self.run(begin())
         self.writer = Writer(self.log, "gateway", 1, now_us() - 60_000_000)
         self.writer.started()
         self.writer.now_us = now_us()
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        sessions = [{"session": session, "state": state} for session, state in self.states.items()]
+        writer.write(json.dumps({"gateway": "gateway", "boot": 1, "log": self.log_state, "sessions": sessions}).encode())
+        await writer.drain()
+        writer.close()
 
     def run(self, work: Coroutine[object, object, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(10)
@@ -84,7 +100,12 @@ class Gateway:
         self.run(self.writer.write())
 
     def close(self) -> None:
-        self.run(self.log.close())
+        async def finish() -> None:
+            self.socket.close()
+            await self.socket.wait_closed()
+            await self.log.close()
+
+        self.run(finish())
         self.loop.call_soon_threadsafe(self.loop.stop)
         self.thread.join()
         self.loop.close()
@@ -208,7 +229,7 @@ key_sha256 = "{BOB_SHA256}"
 
 @pytest.fixture(scope="module")
 def gateway(house: House) -> Iterator[Gateway]:
-    made = Gateway(house.folder / "state" / "log")
+    made = Gateway(house.folder / "state")
     yield made
     made.close()
 
@@ -269,10 +290,15 @@ def test_now_shows_who_is_connected_and_what_was_refused(house: House, gateway: 
         gateway.writer.began(under, execution, 1)
         gateway.writer.finished(under, execution)
     gateway.writer.denied(under, 6, 2, "No grant allows ddl on public.orders: ask for one.")
+    gateway.writer.denied_connection("ghost", "no agent bears this name")
     gateway.record()
+    gateway.states[under.session] = "in transaction"
     screen.open("/")
     session = screen.table("sessions").locator("tr.row", has_text="now-agent")
     expect(session).to_contain_text("127.0.0.1:50123")
+    expect(session).to_contain_text("in transaction")
+    expect(screen.table("figures")).to_contain_text("Recordingon")
+    expect(screen.table("refusals").locator("tr.row", has_text="no agent bears this name")).to_contain_text("tried to connect")
     refusal = screen.table("refusals").locator("tr.row", has_text="now-agent")
     expect(refusal).to_contain_text("DROP TABLE orders")
     expect(refusal).to_contain_text("No grant allows ddl on public.orders")
@@ -396,6 +422,7 @@ def test_what_was_asked_for_is_approved_or_denied_with_a_reason(house: House, sc
     screen.shot("asking")
     screen.page.get_by_role("button", name="Approve").first.click()
     expect(screen.page.get_by_text("Approved.")).to_be_visible()
+    expect(screen.page.get_by_role("button", name="Deny")).to_have_count(1)  # the other was decided
     screen.page.get_by_role("button", name="Deny").click()
     expect(screen.page.get_by_text("A denial is recorded with its reason")).to_be_visible()
     screen.page.get_by_placeholder("Reason for a denial").fill("not this quarter")
@@ -444,7 +471,10 @@ def test_hostile_text_is_shown_and_does_nothing(house: House, gateway: Gateway, 
     long = screen.table("statements").locator("tr.row", has_text="long long")
     assert (long.bounding_box() or {"height": 0})["height"] < 40  # one line
     long.click()
-    expect(screen.table("statements").locator("tr.detail:visible")).to_contain_text("180,009 more characters are not shown")
+    expect(screen.table("statements").locator("tr.detail:visible")).to_contain_text("183.6 kB more are not shown here")
+    screen.page.get_by_role("button", name="Whole statement").locator("visible=true").click()
+    expect(screen.page.get_by_test_id("stCode")).to_contain_text("long long '")  # its end
+    screen.shot("whole")
     screen.open("/agents?agent=hostile")
     expect(screen.table("agent")).to_contain_text("<img src=http://evil.example/a.png> ![x](http://evil.example/b.png)")
     for made in ("script", "img", "a", "b", "iframe"):
@@ -460,6 +490,24 @@ def test_the_operator_key_never_reaches_the_browser(house: House, screen: Screen
     assert seen
     assert not any(ALICE in payload for payload in seen)
     assert ALICE not in (house.folder / "dashboard.log").read_text()
+
+
+def test_a_log_that_takes_no_records_is_said_on_every_page(house: House, gateway: Gateway, screen: Screen) -> None:
+    since_us = now_us() - 90_000_000
+    gateway.log_state |= {"available": False, "since_us": since_us, "reason": "No space left on device", "refused": 12}
+    try:
+        banner = screen.table("watch").get_by_role("alert")
+        for path in ("/agents", "/statements", "/"):
+            screen.open(path)
+            expect(banner).to_contain_text("Nothing can be recorded, so nothing is let through.")
+            expect(banner).to_contain_text("No space left on device")
+            expect(banner).to_contain_text("12 statements so far")
+        expect(screen.table("figures")).to_contain_text("stopped")
+        screen.shot("stopped")
+    finally:
+        gateway.log_state = dict(RECORDS)
+    expect(banner).to_have_count(0)
+    expect(screen.table("figures")).to_contain_text("Recordingon")
 
 
 def test_an_api_that_is_down_is_said_and_its_return_is_noticed(house: House, screen: Screen) -> None:

@@ -101,7 +101,7 @@ def test_a_log_that_takes_no_records_is_the_first_thing_said() -> None:
     assert first.tone == "bad"
     assert "Since 2026-07-30 14:00:37 UTC (1 min ago) the log takes no records (No space left on device)" in first.text
     assert "12 statements so far" in first.text
-    assert (second.tone, second.text) == ("warn", "more.")
+    assert (second.tone, second.text) == ("warn", "More.")
     assert now.recording_figure(health).value == "stopped"
 
 
@@ -157,7 +157,7 @@ def statement(**fields: object) -> Statement:
 
 def test_a_statement_that_has_not_ended_is_running() -> None:
     assert statements.result(statement(decision="allow")) == Mark("running", "quiet")
-    assert statements.statement_row(statement()).cells[5] == Number("–")
+    assert statements.statement_row(statement()).cells[5] == Number("–", "faint")
 
 
 def test_a_refused_statement_shows_why_first() -> None:

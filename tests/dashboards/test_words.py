@@ -48,7 +48,9 @@ def test_a_long_text_is_cut_and_says_how_much_is_left_off() -> None:
     assert words.cut("abcd", 4) == ("abcd", 0)
 
 
-@pytest.mark.parametrize(("value", "shown"), [(0, "0"), (1234567, "1,234,567"), (2.345, "2.3"), (144.5, "144"), (3.0, "3")])
+@pytest.mark.parametrize(
+    ("value", "shown"), [(0, "0"), (1234567, "1,234,567"), (2.345, "2.3"), (144.5, "144"), (3.0, "3"), (0.01, "<0.1"), (0.0, "0")]
+)
 def test_numbers_are_grouped_and_rounded(value: float, shown: str) -> None:
     assert words.number(value) == shown
 
