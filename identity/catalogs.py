@@ -21,9 +21,9 @@ READABLE: Final[dict[str, frozenset[str]]] = {
         pg_constraint pg_conversion pg_database pg_default_acl pg_depend pg_description pg_enum pg_extension pg_foreign_table
         pg_index pg_indexes pg_inherits pg_language pg_matviews pg_namespace pg_opclass pg_operator pg_opfamily
         pg_partitioned_table pg_policies pg_policy pg_proc pg_publication pg_publication_namespace pg_publication_rel
-        pg_publication_tables pg_range pg_rewrite pg_roles pg_rules pg_sequence pg_sequences pg_shdescription pg_statistic_ext pg_tables
-        pg_tablespace pg_timezone_abbrevs pg_timezone_names pg_trigger pg_ts_config pg_ts_config_map pg_ts_dict pg_ts_parser
-        pg_ts_template pg_type pg_views
+        pg_publication_tables pg_range pg_rewrite pg_roles pg_rules pg_sequence pg_sequences pg_shdescription
+        pg_statistic_ext pg_tables pg_tablespace pg_timezone_abbrevs pg_timezone_names pg_trigger pg_ts_config pg_ts_config_map
+        pg_ts_dict pg_ts_parser pg_ts_template pg_type pg_views
         """
     ),
     "information_schema": _table(

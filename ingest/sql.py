@@ -487,6 +487,8 @@ class _Walk:
             parts = _strings(arg["List"]["items"])
             if parts != ["none"]:
                 self.named(parts[:-1], "ddl")
+        elif node.get("defname") == "sequence_name" and arg is not None:  # an identity's, which may lie in another schema
+            self.named(_strings(arg["List"]["items"]), "ddl")
         elif arg is not None:
             self.node(arg)
         self.fields(kind, node)

@@ -128,6 +128,7 @@ HOSTILE: dict[str, tuple[str, ...]] = {
         "CREATE TABLE billing.fk (id int REFERENCES secrets (id))",
         "ALTER TABLE billing.a ADD FOREIGN KEY (id) REFERENCES secrets (id)",
         "ALTER SEQUENCE billing.s OWNED BY orders.id",
+        "CREATE TABLE billing.t (id int GENERATED ALWAYS AS IDENTITY (SEQUENCE NAME public.orders_id_seq))",
     ),
     "planning is running": (
         "EXPLAIN ANALYZE DELETE FROM orders",
