@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -29,6 +30,15 @@ def home() -> Iterator[Path]:
 def sessions_of(dsn: str) -> list[tuple[object, ...]]:
     with psycopg.connect(dsn) as connection:
         return connection.execute("SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend'").fetchall()
+
+
+def processes_in(data: Path) -> list[Path]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and Path(os.readlink(entry / "cwd")).is_relative_to(data):
+                found.append(entry)
+    return found
 
 
 def ended(pid: int) -> bool:
@@ -105,6 +115,7 @@ def test_stop_ends_open_sessions_within_a_second(home: Path) -> None:
         begun = time.monotonic()
         server.stop()
         assert time.monotonic() - begun < 1.0
+    assert not processes_in(server.data)
 
 
 @pytest.mark.slow
