@@ -26,6 +26,7 @@ Command: TypeAlias = Callable[[argparse.Namespace], int]
 
 _Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
+_LIMIT: Final = 100  # rows of a list; the API's own default
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _EXIT_CODES: Final = "exit codes: 0 done, 1 refused or failed, 2 usage or configuration, 3 the API cannot be reached"
 
@@ -60,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
     what = "Gives every AI agent that reaches PostgreSQL a name, a scope, and a record that can be trusted."
     top = argparse.ArgumentParser("pgwarden", description=what, epilog=_EXIT_CODES, allow_abbrev=False)
     top.set_defaults(json=False, api="", operator_key_file="", config="", insecure_http=False)
+    top.set_defaults(unused=None, agent="", state="", limit=_LIMIT, before="")
     top.add_argument("--version", action="version", version=f"pgwarden {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
@@ -90,10 +92,11 @@ def parser() -> argparse.ArgumentParser:
     rebuild = _command(commands, "rebuild", "processes:rebuild", "make the tables anew from the log, and compare them with the old")
     _config(rebuild)
 
-    agents = _group(commands, "agents", "list agents, register them, give them keys")
-    _client(agents, "list", "agents:list_", "list agents").add_argument(
-        "--unused", type=_positive_whole, metavar="DAYS", help="only those not seen for so many days, or never"
-    )
+    group, agents = _group(commands, "agents", "list agents, register them, give them keys")
+    for listing in (group, _client(agents, "list", "agents:list_", "list agents")):
+        unused = "only those not seen for so many days, or never"
+        listing.add_argument("--unused", type=_positive_whole, default=argparse.SUPPRESS, metavar="DAYS", help=unused)
+        _limit(listing)
     register = _client(agents, "register", "agents:register", "register an agent")
     register.add_argument("agent", metavar="NAME")
     register.add_argument("--description", required=True, metavar="TEXT", help="what it does")
@@ -107,10 +110,12 @@ def parser() -> argparse.ArgumentParser:
     key.add_argument("agent", metavar="NAME")
     _idempotent(key)
 
-    grants = _group(commands, "grants", "list grants, ask for them, approve, deny and revoke them")
-    listed = _client(grants, "list", "grants:list_", "list grants")
-    listed.add_argument("--agent", default="", metavar="NAME")
-    listed.add_argument("--state", default="", choices=("requested", "approved", "denied", "revoked", "expired"))
+    group, grants = _group(commands, "grants", "list grants, ask for them, approve, deny and revoke them")
+    for listing in (group, _client(grants, "list", "grants:list_", "list grants")):
+        states = ("requested", "approved", "denied", "revoked", "expired")
+        listing.add_argument("--agent", default=argparse.SUPPRESS, metavar="NAME", help="only of this agent")
+        listing.add_argument("--state", default=argparse.SUPPRESS, choices=states, help="only in this state")
+        _limit(listing)
     request = _client(grants, "request", "grants:request", "ask for a grant; somebody else approves it")
     request.add_argument("agent", metavar="AGENT")
     request.add_argument("--connection", required=True, metavar="NAME")
@@ -197,10 +202,10 @@ def _client(commands: _Commands, name: str, run: str, what: str) -> argparse.Arg
     return command
 
 
-def _group(commands: _Commands, name: str, what: str) -> _Commands:
-    """`pgwarden agents` is `pgwarden agents list`."""
+def _group(commands: _Commands, name: str, what: str) -> tuple[argparse.ArgumentParser, _Commands]:
+    """`pgwarden agents` is `pgwarden agents list`, and takes its options."""
     group = _client(commands, name, f"{name}:list_", what)
-    return group.add_subparsers(title="commands", metavar="COMMAND")
+    return group, group.add_subparsers(title="commands", metavar="COMMAND")
 
 
 def _config(command: argparse.ArgumentParser) -> None:
@@ -209,8 +214,8 @@ def _config(command: argparse.ArgumentParser) -> None:
 
 
 def _limit(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--limit", type=_positive_whole, default=50, metavar="N", help="how many (50)")
-    command.add_argument("--before", default="", metavar="CURSOR", help="go on where an earlier answer ended")
+    command.add_argument("--limit", type=_positive_whole, default=argparse.SUPPRESS, metavar="N", help=f"how many ({_LIMIT})")
+    command.add_argument("--before", default=argparse.SUPPRESS, metavar="CURSOR", help="go on where an earlier answer ended")
 
 
 def _idempotent(command: argparse.ArgumentParser) -> None:

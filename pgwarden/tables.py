@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,6 +16,7 @@ COLUMNS_MIN: Final = 60
 CELL_CHARACTERS_MAX: Final = 2000
 _FLEXIBLE_COLUMNS_MIN: Final = 8
 _GAP: Final = "  "
+_INDENT: Final = "    "
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,16 +32,36 @@ def width() -> int:
     return max(COLUMNS_MIN, shutil.get_terminal_size((COLUMNS, 24)).columns)
 
 
-def table(heads: Sequence[Column], rows: Sequence[dict[str, object]], columns_max: int) -> str:
-    """Lines without trailing space. Wider than `columns_max` only where the columns that are never cut are."""
+def table(heads: Sequence[Column], rows: Sequence[dict[str, object]], columns_max: int, notes: str = "") -> str:
+    """Lines without trailing space. Wider than `columns_max` only where the columns that are never cut are.
+
+    `notes` is the key of what stands below a row, whole and indented, where the row has it.
+    """
     cells = [[cell(row.get(head.key)) for head in heads] for row in rows]
     widths = [max([columns(head.title), *(columns(line[index]) for line in cells)]) for index, head in enumerate(heads)]
     _narrow(widths, heads, columns_max)
-    lines = [[head.title for head in heads], *cells]
-    return "\n".join(
-        _GAP.join(_padded(text, size, head.right) for text, size, head in zip(line, widths, heads, strict=True)).rstrip()
-        for line in lines
+    lines = [_line([head.title for head in heads], widths, heads)]
+    for row, line in zip(rows, cells, strict=True):
+        lines.append(_line(line, widths, heads))
+        if row.get(notes):
+            lines += textwrap.wrap(
+                cell(row[notes]), columns_max, initial_indent=_INDENT, subsequent_indent=_INDENT, break_on_hyphens=False
+            )
+    return "\n".join(lines)
+
+
+def records(heads: Sequence[Column], rows: Sequence[dict[str, object]]) -> str:
+    """Each row as lines of title and value: for rows that are too wide for a table."""
+    size = max((columns(head.title) for head in heads), default=0)
+    blocks = (
+        "\n".join(f"{_padded(head.title, size, False)}{_GAP}{cell(row.get(head.key))}".rstrip() for head in heads) for row in rows
     )
+    return "\n\n".join(blocks)
+
+
+def too_wide(heads: Sequence[Column], columns_max: int) -> bool:
+    """Whether even cut to the least a table of these would not fit."""
+    return len(heads) * (_FLEXIBLE_COLUMNS_MIN + len(_GAP)) > columns_max + len(_GAP)
 
 
 def cell(value: object) -> str:
@@ -104,6 +126,10 @@ def _narrow(widths: list[int], heads: Sequence[Column], columns_max: int) -> Non
         step = max(1, min(excess, widths[widest] - max([_FLEXIBLE_COLUMNS_MIN, *others])))
         widths[widest] -= step
         excess -= step
+
+
+def _line(texts: Sequence[str], widths: Sequence[int], heads: Sequence[Column]) -> str:
+    return _GAP.join(_padded(text, size, head.right) for text, size, head in zip(texts, widths, heads, strict=True)).rstrip()
 
 
 def _padded(text: str, size: int, right: bool) -> str:

@@ -39,10 +39,11 @@ _ENDS: Final = (
 
 
 def list_(arguments: argparse.Namespace) -> int:
-    unused = getattr(arguments, "unused", None)
+    unused = arguments.unused
 
     def work(place: Place) -> int:
-        answer = call(place, "GET", path("agents", "unused", days=unused) if unused else path("agents"))
+        parts = ("agents", "unused") if unused else ("agents",)
+        answer = call(place, "GET", path(*parts, days=unused, limit=arguments.limit, before=arguments.before))
         return show(arguments, answer, _AGENTS, rows_of(answer), "no agent is unused" if unused else "no agent is registered")
 
     return answered(arguments, work)

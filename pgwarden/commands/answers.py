@@ -56,16 +56,18 @@ def rows_of(answer: Json, key: str = "items") -> list[Json]:
     return [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
 
 
-def show(arguments: argparse.Namespace, answer: Json, heads: Sequence[Column], rows: Sequence[Json], none: str) -> int:
-    """A list. `none` is what to say where it is empty."""
+def show(
+    arguments: argparse.Namespace, answer: Json, heads: Sequence[Column], rows: Sequence[Json], none: str, notes: str = ""
+) -> int:
+    """A list. `none` is what to say where it is empty, `notes` the key of what stands below a row."""
     if arguments.json:
         print_json(answer)
         return 0
     if not rows:
         print(none)
         return 0
-    print(table(heads, [shown(row) for row in rows], width()))
-    if answer.get("next") and hasattr(arguments, "before"):
+    print(table(heads, [shown(row) for row in rows], width(), notes))
+    if answer.get("next"):
         print(f"more: --before {printable(str(answer['next']))}")
     return 0
 

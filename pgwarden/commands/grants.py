@@ -16,8 +16,6 @@ _GRANTS: Final = (
     Column("AGENT", "agent", flexible=True),
     Column("STATE", "state"),
     Column("CONNECTION", "connection", flexible=True),
-    Column("ALLOWS", "allows", flexible=True),
-    Column("REASON", "reason", flexible=True),
     Column("APPROVER", "approver", flexible=True),
     Column("EXPIRES (UTC)", "expires_at"),
 )
@@ -28,12 +26,12 @@ _TABLE: Final = re.compile(rf"\s*({_NAME})\.({_NAME})\s*(?:,|$)")
 
 
 def list_(arguments: argparse.Namespace) -> int:
-    agent, state = getattr(arguments, "agent", ""), getattr(arguments, "state", "")
+    agent, state = arguments.agent, arguments.state
 
     def work(place: Place) -> int:
-        answer = call(place, "GET", path("grants", agent=agent, state=state))
-        rows = [{**row, "connection": _scope(row).get("connection"), "allows": allows(_scope(row))} for row in rows_of(answer)]
-        return show(arguments, answer, _GRANTS, rows, "there is no such grant" if agent or state else "there is no grant")
+        answer = call(place, "GET", path("grants", agent=agent, state=state, limit=arguments.limit, before=arguments.before))
+        rows = [{**row, "connection": _scope(row).get("connection"), "said": _said_of(row)} for row in rows_of(answer)]
+        return show(arguments, answer, _GRANTS, rows, "there is no such grant" if agent or state else "there is no grant", "said")
 
     return answered(arguments, work)
 
@@ -116,6 +114,10 @@ def _said(arguments: argparse.Namespace, answer: Json) -> int:
     elif answer.get("expires_at"):
         print(f"it ends at {printable(str(answer['expires_at']))}")
     return 0
+
+
+def _said_of(row: Json) -> str:
+    return f"{allows(_scope(row))}: {row.get('reason')}"
 
 
 def _scope(row: Json) -> Json:

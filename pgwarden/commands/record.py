@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from typing import Final
 
 from pgwarden.api_client import Json, Place, call, path
-from pgwarden.commands.answers import answered, print_fields, print_json, rows_of, show
+from pgwarden.commands.answers import answered, print_fields, print_json, rows_of, show, shown
 from pgwarden.printable import printable
-from pgwarden.tables import Column, cell, table, width
+from pgwarden.tables import Column, cell, records, table, too_wide, width
 
 _SESSIONS: Final = (
     Column("SESSION", "session"),
@@ -24,12 +24,10 @@ _SESSIONS: Final = (
 )
 _STATEMENTS: Final = (
     Column("TIME (UTC)", "started_at"),
-    Column("DECISION", "decision"),
-    Column("OUTCOME", "outcome"),
+    Column("RESULT", "result"),
     Column("ROWS", "rows", right=True),
     Column("TOOK", "duration_us", right=True),
     Column("STATEMENT", "said", flexible=True),
-    Column("WHY", "why", flexible=True),
 )
 
 
@@ -61,8 +59,8 @@ def audit(arguments: argparse.Namespace) -> int:
                 before=arguments.before,
             ),
         )
-        rows = [{**row, "said": row.get("text") or row.get("fingerprint"), "why": _why(row)} for row in rows_of(answer)]
-        return show(arguments, answer, _STATEMENTS, rows, "nothing is recorded of it there")
+        rows = [{**row, **_result(row), "said": row.get("text") or row.get("fingerprint")} for row in rows_of(answer)]
+        return show(arguments, answer, _STATEMENTS, rows, "nothing is recorded of it there", "denied_for")
 
     return answered(arguments, work)
 
@@ -82,7 +80,7 @@ def sql(arguments: argparse.Namespace) -> int:
             for row in (rows if isinstance(rows, list) else [])
             if isinstance(row, list)
         ]
-        print(table(heads, lines, width()))
+        print(records(heads, lines) if too_wide(heads, width()) else table(heads, lines, width()))
         print(f"({len(lines)} row{'s' * (len(lines) != 1)}{', cut: ask for fewer' if answer.get('truncated') else ''})")
         return 0
 
@@ -102,11 +100,12 @@ def health(arguments: argparse.Namespace) -> int:
     return answered(arguments, work)
 
 
-def _why(row: Json) -> object:
-    """What decided it: the reason of a denial, the SQLSTATE of a failure, else the rule."""
+def _result(row: Json) -> Json:
+    """What came of it. A denied statement did not run: it has no rows and took no time."""
     if row.get("decision") == "deny":
-        return f"{row.get('sqlstate')} {row.get('reason')}"
-    return row.get("sqlstate") if row.get("outcome") == "error" else row.get("rule")
+        return {"result": f"denied {row.get('sqlstate')}", "denied_for": row.get("reason"), "rows": None, "duration_us": None}
+    outcome = row.get("outcome") or "running"
+    return {"result": f"{outcome} {row.get('sqlstate')}" if row.get("sqlstate") else outcome}
 
 
 def _flat(value: object, name: str = "") -> Iterator[tuple[str, object]]:
@@ -117,4 +116,5 @@ def _flat(value: object, name: str = "") -> Iterator[tuple[str, object]]:
         for index, below in enumerate(value):
             yield from _flat(below, f"{name}[{index}]")
     else:
-        yield name, value
+        ((_, read),) = shown({name: value}).items()
+        yield name, read

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgwarden.printable import columns, cut, printable
-from pgwarden.tables import Column, cell, duration_of, table, time_of
+from pgwarden.tables import Column, cell, duration_of, records, table, time_of, too_wide
 
 HEADS = (Column("AGENT", "agent"), Column("STATEMENT", "text", flexible=True), Column("ROWS", "rows", right=True))
 
@@ -42,6 +42,30 @@ def test_event_text_cannot_speak_to_the_terminal() -> None:
     shown = table(HEADS, rows, 100)
     assert shown.split("\n")[1] == "x\\x1b]0;evil\\x07  a\\nb\\r\\u202ec\\x9b2J     -"
     assert all(line.isprintable() for line in shown.split("\n"))
+
+
+def test_a_note_stands_whole_below_its_row() -> None:
+    rows: list[dict[str, object]] = [
+        {"agent": "a", "text": "x", "rows": 1, "why": "word " * 20 + "\x1b"},
+        {"agent": "b", "text": "y", "rows": 2},
+    ]
+    lines = table(HEADS, rows, 60, "why").split("\n")
+    assert [line[:5] for line in lines] == ["AGENT", "a    ", "    w", "    w", "b    "]
+    assert (lines[2] + lines[3]).count("word") == 20
+    assert lines[3].endswith("\\x1b")
+    assert all(len(line) <= 60 for line in lines)
+
+
+def test_rows_too_wide_for_a_table_are_records() -> None:
+    heads = [Column(f"column {number}", str(number), flexible=True) for number in range(12)]
+    assert too_wide(heads, 100)
+    assert not too_wide(heads[:10], 100)
+    rows: list[dict[str, object]] = [{str(number): number for number in range(12)}, {"0": "a\nb"}]
+    lines = records(heads, rows).split("\n")
+    assert lines[0] == "column 0   0"
+    assert lines[11] == "column 11  11"
+    assert lines[12] == ""
+    assert lines[13] == "column 0   a\\nb"
 
 
 def test_wide_characters_take_two_columns_and_marks_none() -> None:

@@ -1,0 +1,264 @@
+"""The commands against the processes themselves: a gateway, an API, a PostgreSQL, and an agent that connects with psycopg."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import psycopg
+import pytest
+
+from identity import agent_keys
+from pgwarden.cli import main
+from pgwarden.postgres import free_port
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+ALICE, ALICE_SHA256 = agent_keys.create_operator_key()
+BOB, BOB_SHA256 = agent_keys.create_operator_key()
+
+
+class Database(Protocol):
+    host: str
+    port: int
+    name: str
+    role: str
+    password: str
+
+
+@dataclass
+class House:
+    """A running pgwarden, and the command line in its folder."""
+
+    folder: Path
+    gateway_port: int
+    capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch
+
+    def run(self, *line: str, by: str = ALICE) -> tuple[int, str, str]:
+        self.monkeypatch.setenv("PGWARDEN_OPERATOR_KEY", by)
+        self.monkeypatch.setenv("COLUMNS", "100")
+        code = main(line)
+        captured = self.capsys.readouterr()
+        assert ALICE not in captured.out + captured.err
+        return code, captured.out, captured.err
+
+    def json(self, *line: str, by: str = ALICE) -> dict[str, object]:
+        code, out, err = self.run(*line, "--json", by=by)
+        assert (code, err) == (0, "")
+        document: dict[str, object] = json.loads(out)
+        return document
+
+    def agent(self, name: str) -> str:
+        """A registered agent with a grant to read orders; its key."""
+        registered = self.json("agents", "register", name, "--description", "d", "--owner", "o", "--key")
+        rule = "select on public.orders"
+        asked = self.json("grants", "request", name, "--connection", "shop", "--allow", rule, "--reason", "work")
+        self.json("grants", "approve", str(asked["grant"]), by=BOB)
+        return str(registered["key"])
+
+    def connected(self, agent: str, key: str) -> psycopg.Connection:
+        """Once the gateway has read of the agent and its grant, which takes it some milliseconds."""
+        end = time.monotonic() + 5
+        while True:
+            try:
+                return self.connect(agent, key)
+            except psycopg.OperationalError:
+                if time.monotonic() > end:
+                    raise
+            time.sleep(0.05)
+
+    def connect(self, agent: str, key: str) -> psycopg.Connection:
+        return psycopg.connect(
+            host="127.0.0.1", port=self.gateway_port, dbname="shop", user=agent, password=key, sslmode="require",
+            connect_timeout=10, autocommit=True,
+        )  # fmt: skip
+
+
+@contextlib.contextmanager
+def process(command: str, folder: Path, ready: Callable[[], object], wait_for: Callable[..., object]) -> Iterator[None]:
+    with (folder / f"{command}.log").open("w") as log:
+        running = subprocess.Popen(
+            [sys.executable, "-m", "pgwarden", command, "-c", "pgwarden.toml"],
+            cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=log, stderr=log,
+        )  # fmt: skip
+    try:
+        wait_for(lambda: running.poll() is not None or ready(), 20.0)
+        assert running.poll() is None, (folder / f"{command}.log").read_text()
+        yield
+    finally:
+        running.send_signal(signal.SIGTERM)
+        try:
+            running.wait(10)
+        except subprocess.TimeoutExpired:
+            running.kill()
+            running.wait()
+
+
+@pytest.fixture
+def house(
+    tmp_path: Path,
+    database: Database,
+    wait_for: Callable[..., object],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[House]:
+    gateway_port, api_port = free_port(), free_port()
+    (tmp_path / "shop.password").write_text(database.password)
+    (tmp_path / "shop.password").chmod(0o600)
+    (tmp_path / "pgwarden.toml").write_text(f"""
+state = "state"
+[gateway]
+listen = "127.0.0.1:{gateway_port}"
+[api]
+listen = "127.0.0.1:{api_port}"
+[connections.shop]
+host = "{database.host}"
+port = {database.port}
+database = "{database.name}"
+user = "{database.role}"
+password = "file:shop.password"
+sslmode = "disable"
+[operators.alice]
+key_sha256 = "{ALICE_SHA256}"
+[operators.bob]
+key_sha256 = "{BOB_SHA256}"
+""")
+    monkeypatch.chdir(tmp_path)
+    for name in ("PGWARDEN_API", "PGWARDEN_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+    made = House(tmp_path, gateway_port, capsys, monkeypatch)
+    with contextlib.ExitStack() as running:
+        running.enter_context(process("api", tmp_path, lambda: made.run("agents")[0] == 0, wait_for))
+        socket = tmp_path / "state" / "run" / "gateway.sock"
+        running.enter_context(process("gateway", tmp_path, socket.exists, wait_for))
+        yield made
+
+
+def test_the_life_of_an_agent_on_the_command_line(house: House, wait_for: Callable[..., object]) -> None:
+    code, out, _ = house.run("agents", "register", "reporter", "--description", "d", "--owner", "data team", "--key")
+    assert code == 0
+    (key,) = re.findall(r"^    (pgw_\S+)$", out, re.MULTILINE)
+    allowed = ["--allow", "select on public.orders", "--for", "8h", "--reason", "the daily report"]
+    code, out, _ = house.run("grants", "request", "reporter", "--connection", "shop", *allowed)
+    assert code == 0
+    (grant,) = re.findall(r"^another operator approves it with: pgwarden grants approve (\S+)$", out, re.MULTILINE)
+    code, _, err = house.run("grants", "approve", grant)
+    assert code == 1
+    assert f"pgwarden: alice asked for grant {grant}; another operator must approve or deny it" in err
+    code, out, _ = house.run("grants", "approve", grant, by=BOB)
+    assert code == 0
+    assert f"grant {grant} of reporter is approved\nit ends at 20" in out
+
+    with house.connected("reporter", key) as connection:
+        assert connection.execute("SELECT count(*) FROM orders").fetchone() == (100,)
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            connection.execute("DELETE FROM orders -- \x1b[2J")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            connection.execute("SELECT * FROM secrets")
+        wait_for(lambda: "SELECT * FROM secrets" in house.run("audit", "reporter")[1])
+
+        lines = house.run("audit", "reporter", "--since", "1h")[1].splitlines()
+        assert re.match(r"TIME \(UTC\) +RESULT +ROWS +TOOK +STATEMENT$", lines[0])
+        assert re.match(r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d  denied 42501 +-  +-  SELECT \* FROM secrets$", lines[1])
+        assert re.match(r"    agent reporter may not ", lines[2])
+        assert re.search(r"  denied 42501 +-  +-  DELETE FROM orders -- \\x1b\[2J$", "\n".join(lines), re.MULTILINE)
+        assert re.search(r"  ok +1 +[\d.]+ [mµ]?s  SELECT count\(\*\) FROM orders$", lines[-1])
+        assert all(line.isprintable() and len(line) <= 100 for line in lines)
+        denied = house.json("audit", "reporter", "--denied")["items"]
+        assert isinstance(denied, list)
+        assert [row["text"] for row in denied] == ["SELECT * FROM secrets", "DELETE FROM orders -- \x1b[2J"]
+
+        live = house.json("sessions", "--live", "--agent", "reporter")["items"]
+        assert isinstance(live, list)
+        assert [row["agent"] for row in live] == ["reporter"]
+        session = live[0]["session"]
+        assert session in house.run("sessions", "--live")[1]
+        assert house.run("audit", "reporter", "--session", session)[1].splitlines() == lines
+        page = house.json("audit", "reporter", "--limit", "2")
+        rest = house.json("audit", "reporter", "--limit", "2", "--before", str(page["next"]))["items"]
+        assert isinstance(rest, list)
+        assert [row["decision"] for row in rest] == ["allow"]
+        assert f"more: --before {page['next']}" in house.run("audit", "reporter", "--limit", "2")[1]
+
+    code, out, _ = house.run("sql", "SELECT agent, decision, count(*) AS n FROM statements GROUP BY ALL ORDER BY ALL")
+    assert (code, out) == (0, "agent     decision  n\nreporter  allow     1\nreporter  deny      2\n(2 rows)\n")
+    code, _, err = house.run("sql", "DROP TABLE statements")
+    assert code == 1
+    assert err.startswith("pgwarden: ")
+    assert re.search(r"^reporter +active +data team .* 2 +20\d\d-", house.run("agents")[1], re.MULTILINE)
+    assert "select on public.orders" in house.run("grants", "--agent", "reporter", "--state", "approved")[1]
+    assert house.run("grants", "--state", "denied")[1] == "there is no such grant\n"
+    assert house.run("health")[0] == 0
+    code, out, _ = house.run("retire", "reporter", "--reason", "project over")
+    assert (code, out) == (0, "reporter is retired; it can open no session\nno session was open\n")
+    code, _, err = house.run("reinstate", "reporter")
+    assert (code, err) == (1, "pgwarden: agent reporter was retired for good; register another agent\n")
+
+
+def test_revoke_shows_the_proof_for_each_session_and_leaves_the_others(house: House, wait_for: Callable[..., object]) -> None:
+    keys = {name: house.agent(name) for name in ("reporter", "other")}
+    with contextlib.ExitStack() as open_:
+        first = open_.enter_context(contextlib.closing(house.connected("reporter", keys["reporter"])))
+        second = open_.enter_context(contextlib.closing(house.connected("reporter", keys["reporter"])))
+        other = open_.enter_context(contextlib.closing(house.connected("other", keys["other"])))
+        first.execute("BEGIN")
+        first.execute("SELECT 1 FROM orders")
+        wait_for(lambda: len(house.json("sessions", "--live")["items"]) == 3)  # type: ignore[arg-type]
+
+        code, out, err = house.run("revoke", "reporter", "--reason", "odd queries")
+
+        lines = out.splitlines()
+        assert (code, err, len(lines)) == (0, "", 4)
+        assert lines[0] == "reporter is revoked; it can open no session"
+        assert re.match(r"SESSION +CONNECTION +REQUESTED \(UTC\) +DECIDED +CLIENT CLOSED +BACKEND GONE$", lines[1])
+        for line in lines[2:]:
+            assert re.search(r" shop +\d\d:\d\d:\d\d\.\d\d\d( +\+[\d.]+ (µs|ms|s)){3}$", line)
+        for connection in (first, second):
+            with pytest.raises(psycopg.OperationalError):
+                connection.execute("SELECT 1 FROM orders")
+        with pytest.raises(psycopg.OperationalError):
+            house.connect("reporter", keys["reporter"])
+        assert other.execute("SELECT count(*) FROM orders").fetchone() == (100,)
+
+    document = house.json("revoke", "other", "--reason", "all of them")
+    assert document["proven"] is True
+    assert house.run("reinstate", "reporter", "--reason", "explained")[:2] == (0, "reporter is active again\n")
+    with contextlib.closing(house.connected("reporter", keys["reporter"])) as connection:
+        assert connection.execute("SELECT count(*) FROM orders").fetchone() == (100,)
+
+
+def test_a_repeated_command_is_carried_out_once(house: House) -> None:
+    line = ["agents", "register", "reporter", "--description", "d", "--owner", "o", "--key", "--idempotency-key", "once"]
+    first, again = house.json(*line), house.json(*line)
+    assert first["key_id"] == again["key_id"]
+    assert again["key"] is None
+    code, out, err = house.run(*line)
+    assert (code, out) == (0, "reporter: registered\n")
+    assert "The key was shown by the first call" in err
+
+
+def test_a_refusal_holds_every_problem(house: House) -> None:
+    line = ["grants", "request", "nobody", "--connection", "none", "--allow", "selct on public.a", "--reason", " "]
+    code, _, err = house.run(*line)
+    assert code == 1
+    assert len(err.splitlines()) >= 4
+    assert "selct" in err
+    assert house.run("agents", "key", "nobody")[0] == 1
+
+
+def test_a_wrong_key_is_refused(house: House) -> None:
+    code, _, err = house.run("agents", by=agent_keys.create_operator_key()[0])
+    assert code == 1
+    assert err.startswith("pgwarden: Send Authorization: Bearer with an operator key")
