@@ -22,12 +22,12 @@ _TERMINATE: LiteralString = (
     "SELECT pg_catalog.pg_cancel_backend(pid), pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity"
     " WHERE pid OPERATOR(pg_catalog.=) %s AND backend_start OPERATOR(pg_catalog.=) %s"
 )
-# `o.f` calls f(o) where o has no column f: every function of one argument that PostgreSQL did not bring may be called that way.
+# `o.f` calls f(o) where o has no column f: so may every function that takes one argument and that PostgreSQL did not bring, be it
+# an extension's in pg_catalog. 16384 is FirstNormalObjectId.
 _CALLABLE: LiteralString = (
     "SELECT DISTINCT p.proname::pg_catalog.text FROM pg_catalog.pg_proc p"
-    " JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) p.pronamespace"
-    " WHERE n.nspname OPERATOR(pg_catalog.<>) 'pg_catalog' AND n.nspname OPERATOR(pg_catalog.<>) 'information_schema'"
-    " AND p.pronargs OPERATOR(pg_catalog.>=) 1"
+    " WHERE p.oid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid"
+    " AND p.pronargs OPERATOR(pg_catalog.>=) 1 AND (p.pronargs OPERATOR(pg_catalog.-) p.pronargdefaults) OPERATOR(pg_catalog.<=) 1"
 )
 
 

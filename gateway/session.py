@@ -11,7 +11,7 @@ from typing import Final, TypeAlias
 
 from gateway.settings import Durability, GatewaySettings
 from gateway.wire import messages
-from gateway.wire.messages import Error, ProtocolViolation, c_string
+from gateway.wire.messages import FIRST_USER_OID, NAME_LOOKUP_TYPES, Error, ProtocolViolation, c_string
 from gateway.wire.tracker import Execution, Portal, Tracker, TrackLost
 from identity.scope import Allow, Authority, Deny, decide
 from ingest.events import (
@@ -379,11 +379,22 @@ class Session:
         refusal = self._unrecordable() or (known.whole.verdict if isinstance(known.whole.verdict, Deny) else None)
         if refusal is None and len(known.parts) > 1:
             refusal = Deny("42601", "one statement", "cannot insert multiple commands into a prepared statement")
+        if refusal is None:
+            refusal = self._declared_types(messages.parameter_types(body, at))
         if refusal is not None:
             return self._denied_text(text, len(text_bytes), refusal, known)
         self._define(known, text)
         self.tracker.sent_parse(name, known.parts[0])
         return True
+
+    def _declared_types(self, types: tuple[int, ...]) -> Deny | None:
+        """A parameter declared as regclass tells by its error whether a name exists; one of a domain runs the domain's check."""
+        if any(grant.scope.introspection for grant in self._authority.grants):
+            return None
+        if any(oid in NAME_LOOKUP_TYPES or oid >= FIRST_USER_OID for oid in types):
+            reason = "a parameter may be declared with a type that PostgreSQL brings, and regclass and its kin need introspection"
+            return Deny("42501", "parameter type", reason)
+        return None
 
     def _bind(self, front: bytes, length: int) -> Deny | None:
         portal_name, at = c_string(front, 0)
@@ -481,7 +492,7 @@ class Session:
         if statement.executes:
             found = self.tracker.statements.get(statement.executes.encode("utf-8"))
             if found is not None and found.statement is not None:
-                prepared[statement.executes] = found.statement.prepared or found.statement
+                prepared[statement.executes] = found.statement
         return decide(statement, self._authority, prepared, self._callable_names())
 
     def _record(self, event: StatementEvent, *, urgent: bool) -> None:

@@ -31,7 +31,6 @@ class GatewaySettings:
     failure_delay_seconds: float = 1.0
 
     statement_bytes_max: int = 256 * 1024  # libpg_query needs about 100 times that in memory
-    parse_inline_bytes_max: int = 32 * 1024  # above it a worker process parses, 1 ms of this loop at most
     scripts_cached_bytes_max: int = 8 * 2**20
     script_cached_bytes_max: int = 16 * 1024  # one long statement must not evict everyone's
     session_texts_max: int = 512  # numbered texts a session; beyond it numbering begins anew

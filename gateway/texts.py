@@ -25,7 +25,7 @@ class Texts:
         if known is not None:
             self._scripts.move_to_end(text)
             return known
-        if len(text) > self._settings.parse_inline_bytes_max:
+        if not sql.parses_inline(text):
             return None
         script = sql.parse(text)
         if len(text) <= self._settings.script_cached_bytes_max:

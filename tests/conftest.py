@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 import secrets
 import shutil
 import tempfile
@@ -163,3 +164,19 @@ def wait_for() -> Callable[..., object]:
 def await_for() -> Callable[..., Awaitable[object]]:
     """The same for a running event loop: `await await_for(predicate, seconds)`; the predicate may be async."""
     return _await_for
+
+
+@pytest.fixture
+def needs() -> Callable[[str, bool], None]:
+    """`needs("chromium", found)` skips a test on a machine that lacks what it needs, and fails it where that must be there.
+
+    What must be there stands in PGWARDEN_TESTS_REQUIRE, by commas; CI sets it to all that its machine has.
+    """
+
+    def check(thing: str, found: bool) -> None:
+        if not found and thing in os.environ.get("PGWARDEN_TESTS_REQUIRE", "").split(","):
+            pytest.fail(f"{thing} must be here, and is not")
+        if not found:
+            pytest.skip(f"this machine has no {thing}")
+
+    return check

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from typing import Final
 
 _length = struct.Struct("!i")
 _int16 = struct.Struct("!h")
+
+
+FIRST_USER_OID: Final = 16384  # FirstNormalObjectId: below it is only what PostgreSQL brings
+NAME_LOOKUP_TYPES: Final = frozenset({24, 2202, 2203, 2204, 2205, 2206, 3734, 3769, 4089, 4096, 4191})  # pg_type.dat: reg*
 
 
 class ProtocolViolation(Exception):
@@ -122,6 +127,21 @@ def c_string(body: bytes, start: int) -> tuple[bytes, int]:
     if end < 0:
         raise ProtocolViolation("a string in a message has no end")
     return body[start:end], end + 1
+
+
+def parameter_types(body: bytes, start: int) -> tuple[int, ...]:
+    """The type OIDs that a Parse message declares from `start`, after its two strings; 0 = left to the server.
+
+    Raises ProtocolViolation.
+    """
+    try:
+        (count,) = _int16.unpack_from(body, start)
+        types: tuple[int, ...] = struct.unpack_from(f"!{count & 0xFFFF}I", body, start + 2)
+    except struct.error as error:
+        raise ProtocolViolation("malformed Parse") from error
+    if len(body) != start + 2 + 4 * len(types):
+        raise ProtocolViolation("malformed Parse")
+    return types
 
 
 def bind_parameters(body: bytes, start: int) -> tuple[str | None, ...]:

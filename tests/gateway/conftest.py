@@ -153,6 +153,7 @@ class Warden:
         expires_at_us: int = 0,
         issuer: str = "",
         client: str = "",
+        connection: str = "shop",
     ) -> str:
         """Register an agent with a key (or a token client) and one approved grant; return the grant's id."""
         now = time.time_ns() // 1000
@@ -161,7 +162,7 @@ class Warden:
         if issuer:
             key_id = verifier = ""
         grant = f"g-{next(self._numbers)}-{name}"
-        scope = Scope("shop", rules or (READ_ORDERS,), functions, channels, introspection)
+        scope = Scope(connection, rules or (READ_ORDERS,), functions, channels, introspection)
         self.record(
             AgentRegistered(now, name, f"the {name}", "team", issuer, "", client, key_id, verifier, "olga"),
             GrantRequested(now, grant, name, scope, 0, "test", "olga"),
@@ -272,9 +273,9 @@ def make_warden(tmp_path: Path, request: pytest.FixtureRequest, free_port: int) 
         )
         (tmp_path / "pgwarden.toml").write_text(config)
         (tmp_path / "pgwarden.toml").chmod(0o600)
+        made.append(warden)
         if start:
             warden.start()
-        made.append(warden)
         return warden
 
     yield make

@@ -84,9 +84,8 @@ def _marker(text: str) -> str:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    if os.geteuid() != 0:
-        pytest.skip("only root may mount a small disk")
+def small_disk(tmp_path: Path, needs: Callable[[str, bool], None]) -> Iterator[Path]:
+    needs("root", os.geteuid() == 0)
     place = tmp_path / "disk"
     place.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(place)], check=True)

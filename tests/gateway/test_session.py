@@ -210,6 +210,14 @@ def test_a_prepared_write_is_refused_when_it_is_prepared(talk: Talk) -> None:
     assert len(talk.facts(StatementDenied)) == 1
 
 
+@pytest.mark.parametrize("oid", [2205, 2202, 16384, 2**32 - 1])
+def test_a_parameter_type_that_looks_names_up_needs_introspection(talk: Talk, oid: int) -> None:
+    talk.client(message(b"P", b"\0SELECT $1\0" + struct.pack("!hI", 1, oid)) + S)
+    assert len(talk.facts(StatementDenied)) == 1
+    talk.client(message(b"P", b"\0SELECT $1\0" + struct.pack("!hI", 1, 23)) + S)
+    assert len(talk.facts(StatementDenied)) == 1
+
+
 def test_a_fastpath_call_is_refused(talk: Talk) -> None:
     call = message(b"F", struct.pack("!ihhh", 2626, 0, 0, 0))
     talk.client(call + q("SELECT 1"))
