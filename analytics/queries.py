@@ -516,7 +516,8 @@ def _asked(question: Question, given: Given, settings: AnalyticsSettings, now_us
             where.append(parameter.where)
     limit_parameter = Parameter("limit", "integer", "", least=1, most=settings.answer_rows_max)
     default = min(question.limit_default, settings.answer_rows_max)
-    limit = int(str(_value(limit_parameter, given.get("limit") or default)))
+    asked = given.get("limit", "")
+    limit = int(str(_value(limit_parameter, default if asked == "" else asked)))
     before = given.get("before")
     if before:
         comparison, keys = _after_cursor(question.order, str(before))

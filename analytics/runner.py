@@ -8,21 +8,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from analytics import enforcement
 from analytics.settings import AnalyticsSettings
 from analytics.store import Batch, Store, TablesBroken
-from ingest.events import TOPICS, Frame, SessionEndOrdered
+from ingest.events import TOPICS, Frame, SessionEndOrdered, Topic
 from ingest.follow import Follower, Gap, log_gap
 from ingest.log import EventLog, LogCorrupt, LogUnavailable, Partition, Record
 
 Order = Callable[[SessionEndOrdered], Awaitable[None]]
 """Returns once the order is durable in topic `commands`; raises LogUnavailable when it may not be: it is called again."""
 
-ENFORCED: Final = ("identity", "sessions")
+ENFORCED: Final[tuple[Topic, ...]] = ("identity", "sessions")
+IDENTITY_SECONDS_MAX: Final = 2.0  # that a session's event waits for older ones of its agent
 ORDERS_AT_ONCE: Final = 256
 RETRY_SECONDS: Final = 0.25  # after the log was not available
 BROKEN_RETRY_SECONDS: Final = 5.0  # after it was corrupt: a person must act
@@ -75,14 +76,17 @@ class Runner:
         self._current_at = time.monotonic()
         self._progress = asyncio.Condition()
         self._projection_error = ""
-        self._enforcement_error = ""
+        self._enforcement_errors: dict[str, str] = {}
+        self._log_at_start: dict[Partition, int] = {}
 
     async def run(self) -> None:
         """Until cancelled. A log that cannot be read is tried again, and told by lag(); only our own mistakes are raised."""
         if self._store.notice:
             _log.warning("%s", self._store.notice)
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._enforce(), name="enforce")
+            self._log_at_start = {place: end for topic in ENFORCED for place, end in self._log.end_offsets(topic).items()}
+            for topic in ENFORCED:
+                tasks.create_task(self._enforce(topic), name=f"enforce {topic}")
             tasks.create_task(self._tick(), name="tick")
             tasks.create_task(self._deliver(), name="deliver orders")
             tasks.create_task(self._project(), name="project")
@@ -99,7 +103,7 @@ class Runner:
             orders_pending=len(self._pending),
             live_sessions=len(self._state.sessions),
             projection_error=self._projection_error,
-            enforcement_error=self._enforcement_error,
+            enforcement_error="; ".join(self._enforcement_errors.values()),
         )
 
     async def caught_up(self) -> None:
@@ -115,7 +119,7 @@ class Runner:
         async with self._progress:
             await self._progress.wait_for(reached)
 
-    def _behind(self, offsets: dict[Partition, int], topics: tuple[str, ...]) -> int:
+    def _behind(self, offsets: dict[Partition, int], topics: tuple[Topic, ...]) -> int:
         return sum(max(0, end - offsets.get(place, 0)) for topic in topics for place, end in self._log.end_offsets(topic).items())
 
     async def _tell(self) -> None:
@@ -124,37 +128,55 @@ class Runner:
 
     # -- enforcement -----------------------------------------------------------------------------------------------------------
 
-    async def _enforce(self) -> None:
-        follower: Follower | None = None
-        while True:
-            try:
-                if follower is None:
-                    follower = Follower(self._log, ENFORCED, {}, on_gap=lambda _: None)  # the other reader tells of gaps
-                    ends = {place: end for topic in ENFORCED for place, end in self._log.end_offsets(topic).items()}
-                frames = await follower.poll(self._settings.poll_records_max, 1.0)
-            except LogUnavailable as error:
-                self._enforcement_error = f"the log cannot be read: {error}"
-                await asyncio.sleep(RETRY_SECONDS)
-                continue
-            except LogCorrupt as error:
-                if not self._enforcement_error:
-                    _log.critical("enforcement stopped: %s", error)
-                self._enforcement_error = f"the log is damaged: {error}"
-                await asyncio.sleep(BROKEN_RETRY_SECONDS)
-                continue
-            self._enforcement_error = ""
-            now_us = self._now_us()
-            for _, frame in frames:
-                for _, event in frame.events:
-                    self._state, orders = enforcement.step(self._state, event, frame.writer, frame.boot, now_us)
-                    self._add(orders)
-            self._weighed = dict(follower.offsets)
-            if self._replaying and all(follower.offsets.get(place, 0) >= end for place, end in ends.items()):
-                # What was ordered in the past is of interest only where the session lives on: then it is ordered once more.
-                self._replaying = False
-                self._news.set()
-            if frames:
+    async def _enforce(self, topic: Topic) -> None:
+        """Weigh the events of one topic; `sessions` never ahead of what was recorded in `identity` before.
+
+        A gateway lets a session begin after it has read a reinstatement. Were the session weighed first, it would seem to begin
+        in the middle of the revocation.
+        """
+        follower = Follower(self._log, (topic,), {}, on_gap=lambda _: None)  # the other reader tells of gaps
+        try:
+            while True:
+                try:
+                    frames = await follower.poll(self._settings.poll_records_max, 1.0)
+                except LogUnavailable as error:
+                    self._enforcement_errors[topic] = f"the log cannot be read: {error}"
+                    await asyncio.sleep(RETRY_SECONDS)
+                    continue
+                except LogCorrupt as error:
+                    if topic not in self._enforcement_errors:
+                        _log.critical("enforcement stopped: %s", error)
+                    self._enforcement_errors[topic] = f"the log is damaged: {error}"
+                    await asyncio.sleep(BROKEN_RETRY_SECONDS)
+                    continue
+                self._enforcement_errors.pop(topic, None)
+                if topic == "sessions" and frames:
+                    await self._weighed_up_to(self._log.end_offsets("identity"))
+                now_us = self._now_us()
+                for _, frame in frames:
+                    for _, event in frame.events:
+                        self._state, orders = enforcement.step(self._state, event, frame.writer, frame.boot, now_us)
+                        self._add(orders)
+                self._weighed |= follower.offsets
+                if self._replaying and self._has_weighed(self._log_at_start):
+                    # What was ordered in the past is of interest only where the session lives on: it is ordered once more.
+                    self._replaying = False
+                    self._news.set()
                 await self._tell()
+        finally:
+            follower.close()
+
+    def _has_weighed(self, ends: Mapping[Partition, int]) -> bool:
+        return all(self._weighed.get(place, 0) >= end for place, end in ends.items())
+
+    async def _weighed_up_to(self, ends: Mapping[Partition, int]) -> None:
+        if self._has_weighed(ends):
+            return
+        try:
+            async with asyncio.timeout(IDENTITY_SECONDS_MAX), self._progress:
+                await self._progress.wait_for(lambda: self._has_weighed(ends))
+        except TimeoutError:
+            _log.error("the identity log is not read to its end; sessions are weighed against what is known of it")
 
     async def _tick(self) -> None:
         interval = self._settings.tick_interval_ms / 1000

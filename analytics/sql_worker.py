@@ -57,12 +57,22 @@ def serve(requests: IO[bytes], replies: IO[bytes]) -> None:
             kind, payload = b"A", answer(request)
         except Refused as refusal:
             kind, payload = b"R", json.dumps({"kind": refusal.args[0], "reason": refusal.args[1]}).encode()
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        disarm()
         replies.write(kind + struct.pack("!I", len(payload)) + payload)
         replies.flush()
 
 
+def disarm() -> None:
+    """Call off the alarm that answer() set."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
+
+
 def answer(request: dict[str, object]) -> bytes:
+    """Return the answer as JSON. Sets an alarm that ends this process; call disarm() afterwards, however it came out.
+
+    Raises:
+        Refused: With a kind and a sentence.
+    """
     seconds_max = float(str(request["seconds_max"]))
     signal.setitimer(signal.ITIMER_REAL, seconds_max + ALARM_SECONDS)
     try:

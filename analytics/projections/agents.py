@@ -106,14 +106,22 @@ PROJECTION: Final = Projection(
     ),
     views={
         "agents": """
-            with ends as (
-                select agent,
-                    arg_max(kind, place) filter (kind in ('revoked', 'reinstated')) as last_kind,
-                    max(place) filter (kind in ('revoked', 'reinstated')) as last_place,
+            with firsts as (
+                select agent, min(place) filter (kind = 'registered') as registered_place,
                     min(place) filter (kind = 'retired') as retired_place,
-                    min(place) filter (kind = 'registered') as registered_place,
                     max(decided_at) filter (kind in ('revoked', 'retired')) as revoked_at
                 from agent_events group by agent
+            ), turns as (
+                select agent, kind, place from (
+                    select agent, kind, place, lag(kind) over (partition by agent order by place) as before
+                    from agent_events where kind in ('revoked', 'reinstated')
+                ) where kind = 'revoked' or before = 'revoked'  -- who is active cannot be reinstated
+            ), lasts as (
+                select agent, arg_max(kind, place) as last_kind, max(place) as last_place from turns group by agent
+            ), ends as (
+                select f.*, l.last_kind,
+                    case when l.last_kind = 'revoked' or l.last_place > f.registered_place then l.last_place end as last_place
+                from firsts f left join lasts l using (agent)
             ), keys as (
                 select agent, arg_max(key_id, place) as key_id from agent_events join ends using (agent)
                 where kind = 'key replaced' and place > registered_place

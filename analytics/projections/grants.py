@@ -113,12 +113,16 @@ PROJECTION: Final = Projection(
     views={
         # An approval counts only of a grant that was asked for and not ended before; an end is final.
         "grants": """
-            with marks as (
-                select grant_id, agent,
-                    min(place) filter (kind = 'requested') as requested_place,
+            with asked as (
+                select grant_id, agent, min(place) as requested_place from grant_events where kind = 'requested'
+                group by grant_id, agent
+            ), marks as (
+                select grant_id, agent, requested_place,
                     min(place) filter (kind = 'approved') as approved_place,
                     min(place) filter (kind in ('denied', 'revoked')) as ended_place
-                from grant_events group by grant_id, agent
+                from asked left join grant_events using (grant_id, agent)
+                where place >= requested_place
+                group by grant_id, agent, requested_place
             )
             select r.grant_id as "grant", r.agent,
                 case when e.kind is not null then e.kind
@@ -132,8 +136,7 @@ PROJECTION: Final = Projection(
             from marks m
             join grant_events r on r.grant_id = m.grant_id and r.agent = m.agent and r.place = m.requested_place
             left join grant_events a on a.grant_id = m.grant_id and a.agent = m.agent and a.place = m.approved_place
-                and a.place > m.requested_place and (m.ended_place is null or a.place < m.ended_place)
-            left join grant_events e on e.grant_id = m.grant_id and e.agent = m.agent and e.place = m.ended_place
-                and e.place > m.requested_place"""
+                and (m.ended_place is null or a.place < m.ended_place)
+            left join grant_events e on e.grant_id = m.grant_id and e.agent = m.agent and e.place = m.ended_place"""
     },
 )

@@ -107,7 +107,12 @@ class Writer:
         self.add(agent, SessionDenied(self.at(), agent, agent, "shop", "127.0.0.1:5", "28000", reason, "token"))
 
     def defined(
-        self, under: Stamp, number: int, text: str, verbs: Sequence[str] = ("SELECT",), relations: Sequence[str] = ("public.orders",)
+        self,
+        under: Stamp,
+        number: int,
+        text: str,
+        verbs: Sequence[str] = ("SELECT",),
+        relations: Sequence[str] = ("public.orders",),
     ) -> None:
         event = StatementDefined(number, text, "full", len(text), f"{number:016x}", tuple(verbs), tuple(relations), ())
         self.add(under.agent, event, under)
