@@ -113,9 +113,9 @@ function drawn(cell, nowMs) {
       return made;
     }
     case "sql": {
-      const made = element("span", "");
+      const made = element("span", cell.below ? "lines" : "");
       made.append(element("span", "sql", cell.text));
-      if (cell.note) made.append(element("span", "faint aside", cell.note));
+      if (cell.note) made.append(element("span", cell.below ? "second faint" : "faint aside", cell.note));
       return made;
     }
     case "paragraph": {

@@ -37,6 +37,7 @@ class Mono:
 class Sql:
     text: str
     note: str = ""  # beside it, in words
+    below: bool = False  # the note stands on a line of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +232,7 @@ def _row(row: Row) -> _Json:
 
 def _detail(detail: Detail) -> _Json:
     return {
-        "text": visible(detail.text, lines=True),
+        "text": visible(detail.text.strip("\r\n"), lines=True),
         "note": visible(detail.note),
         "facts": [_fact(pair) for pair in detail.facts],
         "actions": [{"name": name, "label": label} for name, label in detail.actions],
@@ -251,8 +252,8 @@ def _cell(cell: Cell, characters_max: int = CELL_CHARACTERS_MAX) -> dict[str, _J
             return {"kind": "text", "text": visible(short(text)), "tone": tone, "title": visible(title)}
         case Mono(text, tone):
             return {"kind": "mono", "text": visible(short(text)), "tone": tone}
-        case Sql(text, note):
-            return {"kind": "sql", "text": one_line(short(text)), "note": visible(short(note))}
+        case Sql(text, note, below):
+            return {"kind": "sql", "text": one_line(short(text)), "note": visible(short(note)), "below": below}
         case Number(text, tone):
             return {"kind": "number", "text": text, "tone": tone}
         case Time(at, none, fine):

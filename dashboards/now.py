@@ -11,7 +11,7 @@ import streamlit as st
 
 from dashboards import ledger, reach, statements
 from dashboards.api_client import ApiTrouble, Attempt, Health, Rate, Session, Statement
-from dashboards.ledger import Bars, Column, Detail, Fact, Figure, Mark, Mono, Number, Row, Text, Time, Tone
+from dashboards.ledger import Bars, Column, Detail, Fact, Figure, Mark, Mono, Number, Row, Sql, Text, Time, Tone
 from dashboards.settings import DEFAULTS
 from dashboards.words import duration, number, plural
 
@@ -38,6 +38,13 @@ def _live() -> None:
         return
     now = datetime.now(UTC)
     ledger.strip(figures(health, sessions, rates, now), key="figures")
+    ledger.table(
+        RATE_COLUMNS,
+        rate_rows(rates, now),
+        title="Statements per minute by agent",
+        key="rates",
+        empty=f"No statement in the last {RATE_MINUTES} minutes. Rates appear here with the first one.",
+    )
     left, right = st.columns([11, 9], gap="small")
     with left:
         pressed = ledger.table(
@@ -64,13 +71,6 @@ def _live() -> None:
         )
         if pressed is not None and pressed.name == "timeline":
             statements.open_timeline(statements.session_of(pressed.id))
-    ledger.table(
-        RATE_COLUMNS,
-        rate_rows(rates, now),
-        title="Statements per minute by agent",
-        key="rates",
-        empty=f"No statement in the last {RATE_MINUTES} minutes. Rates appear here with the first one.",
-    )
 
 
 SESSION_COLUMNS: Final = (
@@ -83,7 +83,7 @@ SESSION_COLUMNS: Final = (
     Column("Refused", 68, "right"),
 )
 
-REFUSAL_COLUMNS: Final = (Column("Time (UTC)", 142), Column("Agent", 100), Column("Statement"), Column("Why"))
+REFUSAL_COLUMNS: Final = (Column("Time (UTC)", 142), Column("Agent", 104), Column("What, and why not"))
 
 RATE_COLUMNS: Final = (
     Column("Agent", 150),
@@ -157,8 +157,7 @@ def refusal_row(statement: Statement) -> Row:
         cells=(
             Time(statement.started_at),
             Text(statement.agent, "strong"),
-            statements.sql_cell(statement, why=False),
-            Text(statement.reason),
+            Sql(statement.text or " ".join(statement.verbs), statement.reason, below=True),
         ),
         detail=statements.statement_detail(statement, actions=(statements.TIMELINE,)),
     )
@@ -171,8 +170,7 @@ def attempt_row(attempt: Attempt) -> Row:
         cells=(
             Time(attempt.attempted_at),
             Text(claimed, "strong" if attempt.agent else "faint"),
-            Text("tried to connect", "faint"),
-            Text(attempt.reason),
+            Sql("tried to connect", attempt.reason, below=True),
         ),
         detail=Detail(
             facts=(

@@ -171,9 +171,9 @@ def _unless_refused(statement: Statement, text: str | None) -> Number:
     return Number("–", "faint") if text is None or statement.decision == "deny" else Number(text)
 
 
-def sql_cell(statement: Statement, *, why: bool = True) -> Sql | Text:
+def sql_cell(statement: Statement) -> Sql | Text:
     if statement.text:
-        return Sql(statement.text, statement.reason if why and statement.decision == "deny" else "")
+        return Sql(statement.text, statement.reason if statement.decision == "deny" else "")
     return Text(f"{' '.join(statement.verbs)} (only its fingerprint {statement.fingerprint or '?'} is kept)", "faint")
 
 
