@@ -1,7 +1,5 @@
 """Each wrong line of a configuration: which line is named, what is said of it, and what to write instead."""
 
-
-
 from __future__ import annotations
 
 import datetime
