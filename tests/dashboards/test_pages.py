@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from playwright.sync_api import BrowserContext, Locator, Page, Request, expect, sync_playwright
+from playwright.sync_api import BrowserContext, Dialog, Locator, Page, Request, expect, sync_playwright
 
 from dashboards import launch
 from identity.agent_keys import create_operator_key
@@ -274,8 +274,12 @@ def screen(house: House, browser: BrowserContext) -> Iterator[Screen]:
         if parts.scheme not in ("data", "blob") and parts.hostname != "127.0.0.1":
             made.strayed.append(request.url)
 
+    def alerted(dialog: Dialog) -> None:
+        made.alerts.append(dialog.message)
+        dialog.dismiss()
+
     page.on("request", asked)
-    page.on("dialog", lambda dialog: (made.alerts.append(dialog.message), dialog.dismiss()))
+    page.on("dialog", alerted)
     yield made
     page.close()
     assert made.strayed == []
