@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import time
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from pgwarden.api_client import Json, Place, call, path
+from pgwarden.api_client import ApiRefused, ApiUnreachable, Json, Place, call, path
 from pgwarden.commands.answers import answered, command, print_json, rows_of, show
 from pgwarden.printable import printable
 from pgwarden.tables import Column, duration_of, table, width
@@ -111,29 +112,29 @@ def _with_key(arguments: argparse.Namespace, answer: Json, what: str) -> int:
 class _Ends:
     sessions: tuple[Json, ...]  # those that this order ended, or was to end
     proven: bool
+    unknown: str  # why nothing can be said of the sessions; "" when it can
 
 
 def _end(arguments: argparse.Namespace, verb: str) -> int:
     def work(place: Place) -> int:
-        # Asked before: these are the sessions whose end is to be shown.
-        live = {str(row["session"]) for row in _sessions(place, arguments.agent, live=True) if "session" in row}
+        live: set[str] = set()
+        # Asked before: these are the sessions whose end is to be shown. The order does not wait for tables that do not answer.
+        with contextlib.suppress(ApiRefused):
+            live = {str(row.get("session")) for row in _sessions(place, arguments.agent, live=True)}
         answer = command(arguments, place, path("agents", arguments.agent, verb), {"reason": arguments.reason})
-        ordered_at = _time(answer.get(f"{verb.removesuffix('e')}ed_at"))
-        ends = _wait(place, arguments.agent, live, ordered_at)
+        ends = _wait(place, arguments.agent, live, _time(answer.get(f"{verb.removesuffix('e')}ed_at")))
         if arguments.json:
             print_json({**answer, "sessions": list(ends.sessions), "proven": ends.proven})
             return 0 if ends.proven else 1
         print(f"{printable(arguments.agent)} is {printable(str(answer.get('state', verb)))}; it can open no session")
         if ends.sessions:
             print(table(_ENDS, [_times(row) for row in ends.sessions], width()))
-        else:
+        elif ends.proven:
             print("no session was open")
         if not ends.proven:
             unproven = sum(not _proven(row) for row in ends.sessions)
-            again = f"pgwarden sessions --agent {printable(arguments.agent)}"
-            print(
-                f"pgwarden: {unproven} of {len(ends.sessions)} sessions not proven gone; look again with: {again}", file=sys.stderr
-            )
+            why = ends.unknown or f"{unproven} of {len(ends.sessions)} sessions not proven gone"
+            print(f"pgwarden: {why}; look again with: pgwarden sessions --agent {printable(arguments.agent)}", file=sys.stderr)
         return 0 if ends.proven else 1
 
     return answered(arguments, work)
@@ -143,11 +144,17 @@ def _wait(place: Place, agent: str, live: set[str], ordered_at: datetime | None)
     """Until each session is proven gone, or the time is up. A session that was opened between the look and the order counts too."""
     began = time.monotonic()
     while True:
-        rows = [row for row in _sessions(place, agent, live=False) if _concerned(row, live, ordered_at)]
-        proven = all(_proven(row) for row in rows) and live <= {str(row.get("session")) for row in rows}
+        try:
+            rows = [row for row in _sessions(place, agent, live=False) if _concerned(row, live, ordered_at)]
+        except (ApiRefused, ApiUnreachable) as error:
+            ends = _Ends((), False, f"what became of its sessions is not known: {error}")
+        else:
+            missing = live - {str(row.get("session")) for row in rows}
+            unknown = f"{len(missing)} sessions that were open are no longer listed" if missing else ""
+            ends = _Ends(tuple(rows), not missing and all(_proven(row) for row in rows), unknown)
         waited = time.monotonic() - began
-        if (proven and waited >= SETTLE_SECONDS) or waited >= PROOF_SECONDS_MAX:
-            return _Ends(tuple(rows), proven)
+        if (ends.proven and waited >= SETTLE_SECONDS) or waited >= PROOF_SECONDS_MAX:
+            return ends
         time.sleep(PROOF_INTERVAL_SECONDS)
 
 
