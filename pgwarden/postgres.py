@@ -186,10 +186,7 @@ class Postgres:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(seconds)
         self._process = None
-        # The log's collector ends a moment after its postmaster; backends outlive one that was killed.
-        until = time.monotonic() + 1.0
-        while _living_in(self.data) and time.monotonic() < until:
-            time.sleep(0.01)
+        self._wait_for_collector()
         self._end_leftovers(time.monotonic() + self.settings.stop_seconds_max)
 
     def dsn(self, database: str, user: str = "", password: str = "") -> str:
@@ -369,6 +366,7 @@ class Postgres:
         reason = ""
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
+                self._wait_for_collector()  # it may hold the last words
                 raise PostgresUnavailable(f"PostgreSQL ended while starting on port {self.port}: {self._last_words()}")
             if not self._says_ready():  # the port alone proves nothing: somebody else may listen there
                 time.sleep(0.02)
@@ -383,6 +381,12 @@ class Postgres:
         raise PostgresUnavailable(
             f"PostgreSQL did not answer within {self.settings.start_seconds_max:g} s: {reason or self._last_words()}"
         )
+
+    def _wait_for_collector(self) -> None:
+        """The log's collector ends a moment after its postmaster; what lives longer was left behind."""
+        until = time.monotonic() + 1.0
+        while _living_in(self.data) and time.monotonic() < until:
+            time.sleep(0.01)
 
     def _says_ready(self) -> bool:
         """The last line of postmaster.pid is the server's state, as pg_ctl reads it."""
