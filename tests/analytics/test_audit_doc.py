@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from analytics.guarded_sql import GuardedSql, SqlAnswer
+from analytics.projections.schema import TABLES, VIEWS
+from analytics.queries import QUESTIONS
+from analytics.settings import AnalyticsSettings
+from analytics.store import Store
+
+DOC = (Path(__file__).parents[2] / "docs" / "audit.md").read_text()
+
+
+def section(name: str) -> str:
+    return DOC.split(f"\n## {name}\n", 1)[1].split("\n## ", 1)[0]
+
+
+def headings(text: str) -> list[str]:
+    return [line.removeprefix("### ").strip("`") for line in text.splitlines() if line.startswith("### ")]
+
+
+def test_every_table_and_view_has_a_heading_and_no_other() -> None:
+    assert sorted(headings(section("Tables"))) == sorted([*TABLES, *VIEWS])
+
+
+def test_every_question_has_a_heading_and_no_other() -> None:
+    assert headings(section("Questions")) == list(QUESTIONS)
+
+
+@pytest.mark.parametrize("name", sorted(QUESTIONS))
+def test_every_parameter_that_a_heading_names_is_one(name: str) -> None:
+    part = section("Questions").split(f"### {name}\n", 1)[1].split("\n### ", 1)[0]
+    filters = re.findall(r"by ((?:`\w+`(?: \([^)]*\))?(?:, |\n| )?)+)", part)
+    named = {word for group in filters for word in re.findall(r"`(\w+)`", group)}
+    assert named <= {parameter.name for parameter in QUESTIONS[name].parameters}
+
+
+def test_the_limits_are_those_of_the_settings(tmp_path: Path) -> None:
+    settings = AnalyticsSettings(tmp_path)
+    for line in section("SQL").splitlines():
+        if line.startswith("| ") and line.endswith("` |"):
+            _, _, figure, name, _ = (cell.strip().strip("`") for cell in line.split("|"))
+            assert f"{getattr(settings, name):,g}" in figure or f"{getattr(settings, name):,}" in figure, line
+
+
+async def test_every_example_runs(store: Store, told: AnalyticsSettings) -> None:
+    examples = re.findall(r"```sql\n(.*?)```", DOC, re.DOTALL)
+    assert len(examples) >= 2
+    guarded = GuardedSql(store, told)
+    for example in examples:
+        answer = await guarded.run(example, "alice")
+        assert isinstance(answer, SqlAnswer), (example, answer)
+        assert json.loads(answer.body)["columns"]
+    await guarded.close()
