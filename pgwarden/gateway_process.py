@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import uvloop
-from ingest.parser_process import ParserProcess
 
 from gateway.admission import Admission
 from gateway.control import Control
@@ -29,6 +28,7 @@ from identity.registry import Registry
 from ingest.events import SessionEndOrdered
 from ingest.log import LogCorrupt, LogLocked, LogUnavailable
 from ingest.log.segments import SegmentLog
+from ingest.parser_process import ParserProcess
 from ingest.recorder import Recorder
 from ingest.settings import LogSettings, RecorderSettings
 from pgwarden import __version__
