@@ -98,9 +98,14 @@ _AGENTS_SQL: Final = """
     )
     select * from answer where $where"""
 
-# The page is cut before the texts are joined: else every execution would meet every text.
+# The page is cut from each table by itself, where DuckDB can pass over most of it, and before the texts are joined: else every
+# execution would meet every text. At a million executions that is 14 ms instead of 160.
 _STATEMENTS_SQL: Final = """
-    with page as (select * from executions_all where $where $page)
+    with page as (
+        select * from (
+            (select * from executions where $where $page) union all by name (select * from running where $where $page)
+        ) $page
+    )
     select e.* exclude (writer), e.writer as gateway, left(x.text, $text_max) as text, x.text_mode, x.text_bytes, x.fingerprint,
         x.verbs, x.relations, x.functions
     from page e left join texts x on x.session = e.session and x.statement = e.statement"""
