@@ -233,7 +233,7 @@ async def test_a_function_that_heeds_no_interrupt_is_ended_by_force(store: Store
     ],
 )
 async def test_a_query_that_wants_much_memory_is_refused(store: Store, told: AnalyticsSettings, sql: str) -> None:
-    guarded = GuardedSql(store, AnalyticsSettings(told.directory, sql_seconds_max=1.0))
+    guarded = GuardedSql(store, AnalyticsSettings(told.directory, sql_seconds_max=0.5))
     assert (await refusal(guarded, sql)).kind == "limit"
     assert await rows(guarded, "select 1") == [[1]]
     await guarded.close()

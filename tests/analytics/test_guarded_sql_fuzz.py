@@ -82,7 +82,7 @@ WORDS = [
 ]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=90, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.sampled_from(WORDS), max_size=25))
 def test_no_sentence_of_sql_words_changes_the_copy(words: list[str]) -> None:
     one_input(" ".join(words).encode())
