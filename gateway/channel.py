@@ -130,9 +130,8 @@ class Channel(asyncio.Protocol):
         if transport.can_write_eof():
             with contextlib.suppress(OSError, RuntimeError):
                 transport.write_eof()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.shield(self._closed), seconds_max)
-        transport.close()
+        else:
+            transport.close()  # TLS: close_notify, behind what was written
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(asyncio.shield(self._closed), seconds_max)
         if not self.lost:

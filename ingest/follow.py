@@ -54,7 +54,8 @@ class Follower:
         places = [(topic, number) for topic in topics for number in range(log.partitions(topic))]
         self.offsets: dict[Partition, int] = {place: offsets.get(place, 0) for place in places}
         self.seen: Seen = dict(seen or {})
-        self._whole = {place for place, offset in self.offsets.items() if offset == 0}  # read from the first record on
+        # Read from the first record on, by this object or by the one whose `seen` it goes on with.
+        self._whole = {place for place, offset in self.offsets.items() if offset == 0 or seen is not None}
         self._on_gap = on_gap
         self._subscription = log.assign(dict(self.offsets))
 

@@ -13,7 +13,6 @@ import contextlib
 import hashlib
 import hmac
 import json
-import os
 import secrets
 import signal
 import socket
@@ -32,7 +31,7 @@ from joserfc import jwk, jwt
 from joserfc.errors import JoseError
 
 from identity.settings import loopback
-from pgwarden.small_files import Unreadable, content
+from pgwarden.small_files import Unreadable, content, write_private
 
 ALGORITHM: Final = "ES256"  # signs in 0.05 ms; a 2048-bit RSA key takes 20 times that, and a second to make
 ASKED_CLAIMS: Final = ("scope", "groups", "invocation", "task")  # what a client may be allowed to say of itself
@@ -370,19 +369,8 @@ def _read_keys(file: Path) -> list[jwk.ECKey]:
 
 
 def _write_keys(file: Path, keys: Sequence[jwk.ECKey]) -> None:
-    """All or nothing, and never readable by others, not even for a moment."""
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    draft = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        with open(descriptor, "w", encoding="ascii") as draft_file:
-            json.dump({"keys": [key.as_dict(private=True) for key in keys]}, draft_file)
-            draft_file.flush()
-            os.fsync(draft_file.fileno())
-        os.replace(draft, file)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
+    write_private(file, json.dumps({"keys": [key.as_dict(private=True) for key in keys]}))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from psycopg import sql
 
 from identity import agent_keys
 from pgwarden.postgres import Postgres
+from pgwarden.small_files import write_private
 from pgwarden.tls import CertificateFiles, self_signed
 
 CONNECTION: Final = "shop"
@@ -228,15 +229,6 @@ def fill(server: Postgres, home: Home) -> None:
         connection.execute(sql.SQL("CREATE DATABASE {}").format(draft))
         server.execute(f"{CONNECTION}_draft", *((_SQL / name).read_text(encoding="utf-8") for name in ("schema.sql", "seed.sql")))
         connection.execute(sql.SQL("ALTER DATABASE {} RENAME TO {}").format(draft, sql.Identifier(CONNECTION)))
-
-
-def write_private(path: Path, text: str) -> None:
-    """Replace a file by one that only its owner can read, at every moment of its life."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as out:
-        out.write(text)
-    draft.replace(path)
 
 
 def _line(path: Path) -> str:

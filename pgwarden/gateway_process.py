@@ -21,8 +21,7 @@ from gateway.server import Gateway, Place
 from gateway.settings import GatewaySettings
 from gateway.status import serve_status
 from gateway.texts import Texts
-from gateway.tls import client_context, end_point_of_file, server_context
-from gateway.upstream import Target
+from gateway.tls import end_point_of_file, server_context
 from identity.keys import JwksCache
 from identity.registry import Registry
 from ingest.events import SessionEndOrdered
@@ -34,6 +33,7 @@ from ingest.settings import LogSettings, RecorderSettings
 from pgwarden import __version__
 from pgwarden.config import Config, ConnectionConfig
 from pgwarden.settings import SOCKET_FILE
+from pgwarden.targets import target
 from pgwarden.tls import self_signed
 
 _log = logging.getLogger("pgwarden.gateway")
@@ -128,24 +128,14 @@ def _certificate(config: Config) -> tuple[Path, Path]:
 
 
 def _place(connection: ConnectionConfig, settings: GatewaySettings) -> Place:
-    target = Target(
-        name=connection.name,
-        host=connection.host,
-        port=connection.port,
-        database=connection.database,
-        role=connection.user,
-        password=connection.password.reveal,
-        tls=client_context(connection.sslmode, connection.sslrootcert),
-        search_path=connection.search_path,
-        durability=connection.durability,
-    )
+    to = target(connection)
     root = str(connection.sslrootcert) if connection.sslrootcert is not None else ""
     if not root and connection.sslmode.startswith("verify"):
         root = "system"  # libpq 16: the system's trust store, as for the sessions
     return Place(
-        target,
-        Control(target, connection.sslmode, root, settings),
-        Control(target, connection.sslmode, root, settings),
+        to,
+        Control(to, connection.sslmode, root, settings),
+        Control(to, connection.sslmode, root, settings),
     )
 
 

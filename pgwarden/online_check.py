@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from gateway import upstream
 from gateway.settings import GatewaySettings
-from gateway.tls import client_context
 from identity.keys import JwksCache
 from identity.refusal import Refusal
 from identity.settings import IssuerRules
 from pgwarden.config import Config, ConnectionConfig
 from pgwarden.printable import printable
+from pgwarden.targets import target
 
 PROTOCOL_3_0 = 196608
 
@@ -46,21 +46,11 @@ async def _look(config: Config) -> Sequence[Answer]:
 
 async def _connection(connection: ConnectionConfig) -> Answer:
     name = f"connections.{connection.name}"
-    target = upstream.Target(
-        name=connection.name,
-        host=connection.host,
-        port=connection.port,
-        database=connection.database,
-        role=connection.user,
-        password=connection.password.reveal,
-        tls=client_context(connection.sslmode, connection.sslrootcert),
-        search_path=connection.search_path,
-        durability=connection.durability,
-    )
+    to = target(connection)
     parameters = {"user": connection.user, "database": connection.database, "application_name": "pgwarden verify-config"}
     settings = GatewaySettings()
     try:
-        opened = await upstream.connect(target, PROTOCOL_3_0, parameters, settings)
+        opened = await upstream.connect(to, PROTOCOL_3_0, parameters, settings)
     except upstream.UpstreamRefused as refused:
         return Answer(name, False, printable(refused.reason))
     tls = opened.channel.tls

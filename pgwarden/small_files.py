@@ -1,8 +1,9 @@
-"""A path and a limit -> the bytes of a regular file, or why there are none."""
+"""Small files: a path and a limit -> the bytes, or why there are none; and files that nobody else may ever read."""
 
 from __future__ import annotations
 
 import os
+import secrets
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,21 @@ def content(path: Path, bytes_max: int) -> Content | Unreadable:
     if len(data) > bytes_max:
         return Unreadable(f"which is larger than {bytes_max} bytes")
     return Content(data, stat.S_IMODE(status.st_mode))
+
+
+def write_private(path: Path, text: str) -> None:
+    """Replace a file, all or nothing, by one that only its owner can read at every moment of its life. Raises OSError."""
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as out:
+            out.write(text)
+            out.flush()
+            os.fsync(out.fileno())
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
 
 
 def reason_of(error: OSError) -> str:

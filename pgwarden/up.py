@@ -161,7 +161,7 @@ def _start_parts(supervisor: Supervisor, config: Config) -> None:
     supervisor.start(
         Part("dashboard", _command("dashboard", config.path), _environment(), lambda: watch.answers(f"{dashboard}/_stcore/health"))
     )
-    _started("dashboard", dashboard)
+    _started("dashboard", dashboard_process.address(config))
 
 
 def _issuer(home: Home) -> Part:

@@ -22,7 +22,7 @@ import psycopg
 import pytest
 
 from identity import agent_keys
-from pgwarden.first_start import write_private
+from pgwarden.small_files import write_private
 
 AGENTS = ("ingestion", "migration", "reporting")
 ROOT = Path(__file__).parents[2]
