@@ -22,7 +22,9 @@ def one_input(data: bytes) -> None:
         with contextlib.suppress(ProtocolViolation):
             read = read_packet(packet)
             if isinstance(read, StartupMessage):
-                assert read_packet(encode_startup(read.version, read.parameters)) == StartupMessage(read.version, read.parameters, ())
+                assert read_packet(encode_startup(read.version, read.parameters)) == StartupMessage(
+                    read.version, read.parameters, ()
+                )
                 assert isinstance(request(read), Request | Refusal)
     with contextlib.suppress(ProtocolViolation):
         read_options(data.decode("latin-1"))

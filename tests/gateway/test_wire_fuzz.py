@@ -15,7 +15,15 @@ def test_hostile_bytes_of_the_handshake_are_read_or_refused(data: bytes) -> None
 
 
 @settings(max_examples=500)
-@given(st.lists(st.one_of(st.sampled_from([b"user\0a\0", b"options\0-c a=b\0", b"n,,n=,r=x", b"c=biws,r=xnonce,p=", b"_pq_.x\0\0"]), st.binary(max_size=10)), max_size=10))
+@given(
+    st.lists(
+        st.one_of(
+            st.sampled_from([b"user\0a\0", b"options\0-c a=b\0", b"n,,n=,r=x", b"c=biws,r=xnonce,p=", b"_pq_.x\0\0"]),
+            st.binary(max_size=10),
+        ),
+        max_size=10,
+    )
+)
 def test_pieces_of_the_handshake_in_any_order_are_read_or_refused(pieces: list[bytes]) -> None:
     fuzz_wire.one_input(b"".join(pieces))
 
