@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import shutil
@@ -14,7 +15,11 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
+from analytics.rebuild import rebuild
+from analytics.settings import AnalyticsSettings
 from ingest.events import GatewayStarted, RecordingStopped, Rule, SessionClosed
+from ingest.log.segments import SegmentLog
+from ingest.settings import LogSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -73,6 +78,16 @@ def test_no_acknowledged_statement_is_lost_when_the_gateway_is_killed_at_random(
     if durability == "strict":
         assert stored <= recorded, f"seed {seed}: something ran that is not in the record"
     assert len(warden.session_events(GatewayStarted)) == 26
+    checksums = {asyncio.run(_rebuilt(warden, folder)) for folder in ("once", "twice")}
+    assert len(checksums) == 1, "the same log gives the same tables"
+
+
+async def _rebuilt(warden: Warden, folder: str) -> str:
+    log = SegmentLog(warden.folder / "state/log", LogSettings())
+    try:
+        return (await rebuild(log, AnalyticsSettings(warden.folder / folder))).checksum
+    finally:
+        await log.close()
 
 
 def _id(round_: int, number: int, count: int) -> int:
@@ -194,3 +209,25 @@ def test_a_second_gateway_on_the_same_log_refuses_to_start(warden: Warden, free_
     warden.agent("writer")
     with warden.connect("writer") as connection:
         assert connection.execute("SELECT 1").fetchone() == (1,)
+
+
+def test_a_backend_whose_gateway_was_killed_ends_by_itself_and_commits_nothing(warden: Warden, database: object) -> None:
+    warden.agent("writer", WRITE)
+    connection = warden.connect("writer")
+    insert = b"INSERT INTO orders SELECT n, 1, 1, 'orphan' FROM generate_series(1000, 20000000) AS n"
+    connection.pgconn.send_query(insert)
+    connection.pgconn.flush()
+    time.sleep(0.4)
+    warden.kill9()
+    with psycopg.connect(database.superuser_dsn, autocommit=True) as direct:  # type: ignore[attr-defined]
+        of_agents = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'pgwarden/writer/%'"
+        until = time.monotonic() + 5
+        while direct.execute(of_agents).fetchone() != (0,) and time.monotonic() < until:
+            time.sleep(0.05)
+        assert direct.execute(of_agents).fetchone() == (0,)
+        assert direct.execute("SELECT count(*) FROM orders WHERE note = 'orphan'").fetchone() == (0,)
+    connection.close()
+    warden.start()
+    warden.stop()
+    (execution,) = warden.executions()
+    assert execution.outcome == "", "the log is not edited: GatewayStarted makes it unknown in the tables"
