@@ -35,7 +35,8 @@ def page() -> None:
         return
     asked = st.query_params.get("agent", "")
     chosen = next((agent for agent in agents if agent.agent == asked), in_order(agents)[0])
-    left, right = st.columns([9, 11], gap="medium")
+    with st.container(key="beside-agents"):
+        left, right = st.columns([9, 11], gap="medium")
     with left:
         _list(chosen.agent, _standing(chosen, grants))
     with right:
@@ -136,7 +137,8 @@ def _one(agent: Agent, grants: Sequence[Grant]) -> None:
         ledger.banners([notice], key="notice")
     ledger.facts(agent_facts(agent, now), key="facts", wide=True)
     _switch(agent)
-    _endings(agent)
+    if agent.state != "active":
+        _endings(agent)
     _pending([grant for grant in grants if grant.state == "requested"])
     ledger.table(
         GRANT_COLUMNS,
@@ -145,6 +147,8 @@ def _one(agent: Agent, grants: Sequence[Grant]) -> None:
         title="Scope: what its grants allow",
         empty="It holds no grant, so every statement is refused. Ask for one with POST /v1/grants; another operator approves it.",
     )
+    if agent.state == "active":
+        _endings(agent)
 
 
 def agent_facts(agent: Agent, now: datetime) -> list[Fact]:
@@ -235,6 +239,7 @@ def _pending(grants: Sequence[Grant]) -> None:
                     Fact("Asked by", Text(grant.requested_by)),
                 ],
                 key=f"asked {grant.grant}",
+                title="Asks for a grant",
             )
             with st.container(horizontal=True, vertical_alignment="bottom"):
                 if st.button("Approve", key=f"approve {grant.grant}", type="primary"):
@@ -283,7 +288,7 @@ def _switch(agent: Agent) -> None:
     active = agent.state == "active"
     with st.container(border=True, key="switch"):
         reason = st.text_input(
-            "Why is it revoked?" if active else "Why may it act again?",
+            "Why should it be revoked?" if active else "Why may it act again?",
             key=f"reason {agent.agent} {agent.state}",
             max_chars=REASON_CHARACTERS_MAX,
             placeholder="It is recorded, and the agent's clients read it" if active else "It is recorded",
@@ -345,13 +350,12 @@ def _command(agent: str, reason: str, request: str, *, revoke: bool) -> None:
 # -- how its sessions end ----------------------------------------------------------------------------------------------------------
 
 ENDING_COLUMNS: Final = (
-    Column("Session"),
-    Column("State", 88),
-    Column("Requested", 112, title="When the revocation was recorded (UTC)"),
-    Column("Decided", 112, title="When it was decided that this session must end"),
-    Column("Client closed", 112, title="When the client's connection was closed"),
-    Column("Backend gone", 112, title="When PostgreSQL's own list of processes no longer held it"),
-    Column("Took", 80, "right", "From the request until the backend was gone"),
+    Column("Session", 168),
+    Column("State", 90),
+    Column("Requested (UTC)", 120, title="When its end was recorded"),
+    Column("Decided", 76, "right", "How long after that it was decided that this session must end"),
+    Column("Client closed", 92, "right", "How long after that the client's connection was closed"),
+    Column("Backend gone", 98, "right", "How long after that PostgreSQL's own list of processes no longer held it"),
 )
 
 
@@ -377,24 +381,29 @@ def _endings(agent: Agent) -> None:
 
 def ending_row(session: Session, requested_at: datetime | None) -> Row:
     """A session that must end, and of whose end there is no proof yet."""
-    none = Time(None)
+    none = Number("–", "faint")
     return Row(
         id=session.session,
-        cells=(Mono(session.session), Mark("ending", "warn"), Time(requested_at, fine=True), none, none, none, Number("–")),
+        cells=(Mono(session.session), Mark("ending", "warn"), Time(requested_at, fine=True), none, none, none),
     )
 
 
 def killed_row(kill: Kill) -> Row:
-    after_us = kill.backend_gone_after_us
     return Row(
         id=kill.session,
         cells=(
             Mono(kill.session),
             Mark("no proof", "bad") if kill.backend_gone_at is None else Mark("gone", "good"),
             Time(kill.requested_at, fine=True),
-            Time(kill.decided_at, fine=True),
-            Time(kill.client_closed_at, fine=True),
-            Time(kill.backend_gone_at, fine=True),
-            Number("–" if after_us is None else duration(after_us)),
+            _after(kill, kill.decided_at),
+            _after(kill, kill.client_closed_at),
+            _after(kill, kill.backend_gone_at),
         ),
     )
+
+
+def _after(kill: Kill, at: datetime | None) -> Number:
+    """How long after the request."""
+    if at is None or kill.requested_at is None:
+        return Number("–", "faint")
+    return Number(f"+{duration(max(0, (at - kill.requested_at) // timedelta(microseconds=1)))}")

@@ -103,7 +103,6 @@ class Kill(msgspec.Struct, frozen=True):
     decided_at: datetime | None = None
     client_closed_at: datetime | None = None
     backend_gone_at: datetime | None = None
-    backend_gone_after_us: int | None = None
 
 
 class Attempt(msgspec.Struct, frozen=True):

@@ -133,6 +133,10 @@ function drawn(cell, nowMs) {
 
 // -- parts -----------------------------------------------------------------------------------------------------------------------
 
+function titled(data) {
+  return data.title ? [element("h3", "title", data.title)] : [];
+}
+
 function facts(pairs, nowMs) {
   const list = element("dl", "facts");
   for (const pair of pairs) {
@@ -213,10 +217,7 @@ function table(root, data, state, nowMs, act) {
     state.shape = shape;
     state.rows = new Map();
     const frame = element("div", "frame");
-    if (data.height) {
-      frame.style.maxHeight = `${Number(data.height)}px`;
-      frame.style.minHeight = `${Math.min(Number(data.height), 140)}px`; // two beside each other begin alike
-    }
+    if (data.height) frame.style.maxHeight = `${Number(data.height)}px`;
     const whole = element("table", "");
     const widths = element("colgroup", "");
     const head = element("thead", "");
@@ -235,7 +236,7 @@ function table(root, data, state, nowMs, act) {
     whole.style.minWidth = `${data.columns.reduce((sum, column) => sum + (Number(column.width) || 110), 0)}px`;
     whole.append(widths, head, body);
     frame.append(whole);
-    root.replaceChildren(...(data.title ? [element("h3", "title", data.title)] : []), frame);
+    root.replaceChildren(...titled(data), frame);
   }
   const before = state.rows;
   const drawnRows = new Map();
@@ -317,7 +318,7 @@ export default function (component) {
   else if (data.part === "facts") {
     const list = facts(data.facts, data.now);
     if (data.wide) list.classList.add("wide");
-    root.replaceChildren(list);
+    root.replaceChildren(...titled(data), list);
   }
   const tick = () => {
     for (const since of root.querySelectorAll(".since")) since.textContent = relative(Number(since.dataset.at), now());

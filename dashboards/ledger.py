@@ -200,9 +200,9 @@ def heading(title: str, *, key: str, below: str = "", mark: Mark | None = None) 
     _draw({"part": "heading", "title": visible(title), "below": visible(below), "mark": drawn}, key)
 
 
-def facts(pairs: Sequence[Fact], *, key: str, wide: bool = False) -> None:
+def facts(pairs: Sequence[Fact], *, key: str, title: str = "", wide: bool = False) -> None:
     """Names and values, one pair a line; two where there is room for it."""
-    _draw({"part": "facts", "facts": [_fact(pair) for pair in pairs], "wide": wide}, key)
+    _draw({"part": "facts", "title": title, "facts": [_fact(pair) for pair in pairs], "wide": wide}, key)
 
 
 def _draw(data: dict[str, _Json], key: str) -> object:

@@ -45,7 +45,8 @@ def _live() -> None:
         key="rates",
         empty=f"No statement in the last {RATE_MINUTES} minutes. Rates appear here with the first one.",
     )
-    left, right = st.columns([11, 9], gap="small")
+    with st.container(key="beside-now"):
+        left, right = st.columns([11, 9], gap="small")
     with left:
         pressed = ledger.table(
             SESSION_COLUMNS,
@@ -75,11 +76,11 @@ def _live() -> None:
 
 SESSION_COLUMNS: Final = (
     Column("Agent"),
-    Column("State", 116),
-    Column("Connection", 86),
+    Column("State", 108),
+    Column("Connection", 80),
     Column("Client", 138, title="The client's address and port, as the gateway saw it"),
-    Column("Since (UTC)", 142),
-    Column("Statements", 84, "right"),
+    Column("Since (UTC)", 138),
+    Column("Statements", 82, "right"),
     Column("Refused", 68, "right"),
 )
 
@@ -93,7 +94,7 @@ RATE_COLUMNS: Final = (
     Column("Peak /min", 90, "right"),
     Column("Refused", 80, "right", f"Statements refused in the last {RATE_MINUTES} minutes"),
     Column("Errors", 80, "right", f"Statements that PostgreSQL answered with an error in the last {RATE_MINUTES} minutes"),
-    Column("Rows /min", 100, "right"),
+    Column("Rows", 100, "right", f"Rows read and written in the last {RATE_MINUTES} minutes"),
 )
 
 
@@ -233,6 +234,6 @@ def _rate_row(agent: str, minutes: _Minutes, maximum: int, times: Sequence[str])
             Number(number(max(minutes.asked))),
             Number(number(denied), "bad" if denied else "faint"),
             Number(number(minutes.errors), "warn" if minutes.errors else "faint"),
-            Number(number(minutes.rows / len(times))),
+            Number(number(minutes.rows)),
         ),
     )

@@ -392,7 +392,7 @@ def test_the_kill_switch_revokes_through_the_api_and_shows_the_proof(house: Hous
     expect(screen.table("grants")).to_contain_text("alice")
     screen.page.get_by_role("button", name="Revoke …").click()
     expect(screen.page.get_by_text("Write a reason first")).to_be_visible()
-    screen.page.get_by_label("Why is it revoked?").fill("reads payroll")
+    screen.page.get_by_label("Why should it be revoked?").fill("reads payroll")
     screen.page.keyboard.press("Enter")
     screen.page.get_by_role("button", name="Revoke …").click()
     expect(screen.table("confirm")).to_contain_text("1 live session")
@@ -414,8 +414,32 @@ def test_the_kill_switch_revokes_through_the_api_and_shows_the_proof(house: Hous
     screen.page.get_by_label("Why may it act again?").fill("it was a mistake")
     screen.page.keyboard.press("Enter")
     screen.page.get_by_role("button", name="Reinstate").click()
-    expect(screen.page.get_by_label("Why is it revoked?")).to_be_visible()
+    expect(screen.page.get_by_label("Why should it be revoked?")).to_be_visible()
     assert house.get(f"/v1/agents/{name}").json()["state"] == "active"
+
+
+@pytest.mark.parametrize("width", [1280, 1440])
+def test_on_the_screen_of_a_laptop_no_column_is_out_of_sight(house: House, gateway: Gateway, screen: Screen, width: int) -> None:
+    name = house.agent(f"wide-{width}")
+    house.post(f"/v1/grants/{house.asked(name)}/approve", {}, by=ALICE)
+    under = gateway.session(name, client="127.0.0.1:50123")
+    gateway.writer.defined(under, 1, "SELECT * FROM orders")
+    gateway.writer.denied(under, 1, 1, "No grant allows it.")
+    gateway.record()
+    screen.page.set_viewport_size({"width": width, "height": 800})
+    house.post(f"/v1/agents/{name}/revoke", {"reason": "to see its end"}, by=ALICE)
+    gateway.writer.killed(under)
+    gateway.writer.closed(under, "killed")
+    gateway.record()
+    shown = {"/": "sessions", f"/agents?agent={name}": "endings", f"/statements?session={under.session}": "timeline"}
+    gateway.session(house.agent(f"live-{width}"), client="127.0.0.1:50123")
+    gateway.record()
+    for path, key in {**shown, "/statements": "statements"}.items():
+        screen.open(path)
+        expect(screen.table(key).locator("tr.row").first).to_be_visible()
+        for frame in screen.page.locator(".frame").all():
+            hidden = frame.evaluate("frame => frame.scrollWidth - frame.clientWidth")
+            assert hidden <= 0, (path, width, frame.inner_text()[:60])
 
 
 def test_what_was_asked_for_is_approved_or_denied_with_a_reason(house: House, screen: Screen) -> None:

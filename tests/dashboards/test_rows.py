@@ -75,15 +75,15 @@ def test_a_grant_whose_time_is_over_is_expired_whatever_its_state_says() -> None
 
 
 def test_a_proven_end_shows_how_long_it_took() -> None:
-    row = agents.killed_row(Kill("s1", "reporter", requested_at=NOW, backend_gone_at=NOW, backend_gone_after_us=42_000))
+    row = agents.killed_row(Kill("s1", "reporter", requested_at=NOW, backend_gone_at=NOW + timedelta(milliseconds=42)))
     assert row.cells[1] == Mark("gone", "good")
-    assert row.cells[-1] == Number("42.0 ms")
+    assert row.cells[-1] == Number("+42.0 ms")
 
 
 def test_an_end_without_proof_is_not_shown_as_gone() -> None:
     row = agents.killed_row(Kill("s1", "reporter", requested_at=NOW))
     assert row.cells[1] == Mark("no proof", "bad")
-    assert row.cells[-1] == Number("–")
+    assert row.cells[-1] == Number("–", "faint")
 
 
 def test_a_session_that_must_end_shows_since_when() -> None:
@@ -139,6 +139,11 @@ def test_the_newest_minute_is_the_last_bar() -> None:
     assert isinstance(bars, Bars)
     assert (bars.values[-1], bars.values[0], sum(bars.values)) == (5, 7, 12)
     assert bars.titles[-1] == "14:02 UTC: 5 statements, 0 refused"
+
+
+def test_rows_errors_and_refusals_are_all_counted_over_the_whole_hour() -> None:
+    (row,) = now.rate_rows([rate("busy", 0, 5, denied=2), rate("busy", 59, 7, denied=1)], NOW)
+    assert row.cells[-3:] == (Number("3", "bad"), Number("2", "warn"), Number("120"))
 
 
 def test_a_refused_statement_counts_in_the_bar_and_in_its_red_part() -> None:
