@@ -5,6 +5,7 @@ A client's message becomes a statement, the statement a decision, the decision a
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, TypeAlias
@@ -112,15 +113,25 @@ _COPY_FAIL: Final = ord("f")
 _FUNCTION_CALL: Final = ord("F")
 _TERMINATE: Final = ord("X")
 
-# Backend message types whose bodies matter here; all others are passed on by their headers alone
+# Backend message types. Of the first four the bodies matter here; all others are passed on by their headers alone
 _COMMAND_COMPLETE: Final = ord("C")
 _ERROR_RESPONSE: Final = ord("E")
 _READY_FOR_QUERY: Final = ord("Z")
 _PARAMETER_STATUS: Final = ord("S")
-_DATA_ROW: Final = ord("D")
 _WHOLE: Final = frozenset(b"CEZS")
+_DATA_ROW: Final = ord("D")
+_PARSE_COMPLETE: Final = ord("1")
+_BIND_COMPLETE: Final = ord("2")
+_CLOSE_COMPLETE: Final = ord("3")
+_DESCRIPTIONS: Final = frozenset(b"Tn")  # RowDescription, NoData
+_EMPTY_QUERY_RESPONSE: Final = ord("I")
+_PORTAL_SUSPENDED: Final = ord("s")
+_COPY_IN_RESPONSE: Final = ord("G")
+_COPY_BOTH_RESPONSE: Final = ord("W")
+_AUTHENTICATION: Final = frozenset(b"RKv")  # and BackendKeyData, NegotiateProtocolVersion
 _SERVER_BODY_MAX: Final = 2**20  # of those that are read whole
 
+_header: Final = struct.Struct("!BI").unpack_from  # type and length, manual 54.7
 _BIND_NAMES_MAX: Final = 5 + 2 * 64
 _FRONTEND: Final = frozenset(b"QPBDECHSXFdcf")  # what may come after login; a later protocol's additions could carry SQL
 
@@ -229,8 +240,7 @@ class Session:
                 continue
             if size - at < 5:
                 break
-            kind = buffer[at]
-            length = int.from_bytes(buffer[at + 1 : at + 5], "big")
+            kind, length = _header(buffer, at)
             if length < 4 or length > settings.message_bytes_max:
                 raise ProtocolViolation(f"message of type {chr(kind)!a} has an impossible length")
             if kind not in _FRONTEND:
@@ -271,8 +281,10 @@ class Session:
                     start = at
                     self._replace(refusal, extended=True)
                     self._client_drop = end - at
-                else:
+                elif end > size:
                     self._client_skip = end - at
+                else:
+                    at = end
                 continue
 
             if kind == _FUNCTION_CALL:
@@ -651,8 +663,7 @@ class Session:
                 continue
             if size - at < 5:
                 break
-            kind = buffer[at]
-            length = int.from_bytes(buffer[at + 1 : at + 5], "big")
+            kind, length = _header(buffer, at)
             if length < 4:
                 raise ProtocolViolation("the server sent an impossible length")
             end = at + 1 + length
@@ -673,7 +684,10 @@ class Session:
                 rows = row_bytes = 0
             if kind not in _WHOLE:
                 self._received(kind)
-                self._server_skip = end - at
+                if end > size:
+                    self._server_skip = end - at
+                else:
+                    at = end
                 continue
             if length > _SERVER_BODY_MAX:
                 raise ProtocolViolation("the server sent an oversized control message")
@@ -719,23 +733,23 @@ class Session:
 
     def _received(self, kind: int) -> None:
         tracker = self.tracker
-        if kind == ord("1"):
+        if kind == _PARSE_COMPLETE:
             tracker.received_parse_complete()
-        elif kind == ord("2"):
+        elif kind == _BIND_COMPLETE:
             tracker.received_bind_complete()
-        elif kind == ord("3"):
+        elif kind == _CLOSE_COMPLETE:
             tracker.received_close_complete()
-        elif kind in b"Tn":
+        elif kind in _DESCRIPTIONS:
             tracker.received_description()
-        elif kind == ord("I"):
+        elif kind == _EMPTY_QUERY_RESPONSE:
             tracker.received_complete("")
-        elif kind == ord("s"):
+        elif kind == _PORTAL_SUSPENDED:
             tracker.received_portal_suspended()
-        elif kind == ord("G"):
+        elif kind == _COPY_IN_RESPONSE:
             tracker.received_copy_in()
-        elif kind == ord("W"):
+        elif kind == _COPY_BOTH_RESPONSE:
             raise ProtocolViolation("the server began replication")
-        elif kind in b"RKv":
+        elif kind in _AUTHENTICATION:
             raise ProtocolViolation("the server authenticates again")
         # HtNAdc and what a later protocol adds: passed on, nothing to follow
 
