@@ -6,15 +6,19 @@ BIN := $(VENV)/bin
 ARGS ?=
 TESTS ?= tests
 
-.PHONY: up test check format lint types contracts promises slow bench clean
+.PHONY: up test all-tests check format lint types contracts promises bench clean
 
 up: $(VENV)/runtime
 	@$(BIN)/pgwarden up $(ARGS)
 
+# The everyday part: what takes seconds, kills processes or fills disks is left to `make check`.
 test: $(VENV)/development
+	@$(BIN)/python -m pytest -m "not slow and not faults" $(TESTS) $(ARGS)
+
+all-tests: $(VENV)/development
 	@$(BIN)/python -m pytest $(TESTS) $(ARGS)
 
-check: format lint types contracts promises test
+check: format lint types contracts promises all-tests
 
 format: $(VENV)/development
 	@$(BIN)/ruff format --check .

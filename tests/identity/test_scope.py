@@ -50,11 +50,15 @@ def authority(*scopes: Scope, search_path: tuple[str, ...] = ("public",)) -> Aut
 READ_ORDERS = Rule("public", ("orders",), ("select",))
 
 
-@pytest.mark.parametrize("introspection", [False, True], ids=["plain", "introspection"])
-@pytest.mark.parametrize("text", [text for texts in corpus.HOSTILE.values() for text in texts])
+HOSTILE = [text for texts in corpus.HOSTILE.values() for text in texts]
+WHAT_INTROSPECTION_IS_FOR = re.compile(r"\breg|_reg|aclitem|pg_node_tree")
+
+
+@pytest.mark.parametrize(
+    ("text", "introspection"),
+    [(text, False) for text in HOSTILE] + [(text, True) for text in HOSTILE if not WHAT_INTROSPECTION_IS_FOR.search(text)],
+)
 def test_a_hostile_text_is_denied(text: str, introspection: bool) -> None:
-    if introspection and re.search(r"\breg|_reg|aclitem|pg_node_tree", text):
-        pytest.skip("what introspection is for")
     script = sql.parse(text)
     if isinstance(script, sql.Unparsable):
         return  # never forwarded
