@@ -222,6 +222,12 @@ class _Reading:
         elif status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             # Whoever writes there changes the record and the gateway's key.
             file.problem(f"is {shown}, which others may change", f"run: chmod 700 {shown}", "state")
+        elif (state / settings.SAMPLES_FILE).exists() and state != Path(os.path.abspath(self.folder)):
+            file.problem(
+                f"is {shown}, the folder of the samples, whose agents would reach your databases",
+                "write the path of another folder",
+                "state",
+            )
         return state
 
     def gateway(self, table: Table) -> GatewayConfig:

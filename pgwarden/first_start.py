@@ -17,6 +17,7 @@ from psycopg import sql
 
 from identity import agent_keys
 from pgwarden.postgres import Postgres
+from pgwarden.settings import SAMPLES_FILE
 from pgwarden.small_files import write_private
 from pgwarden.tls import CertificateFiles, self_signed
 
@@ -86,9 +87,14 @@ def settle(state: Path, port_base: int | None) -> Home:
     """Make the folder and every secret that is not there yet.
 
     Raises:
-        StateUnusable: The folder was made for other ports.
+        StateUnusable: The folder was made for other ports, or holds somebody's own record. It was not touched.
     """
     state = state.absolute()
+    if (state / "log").exists() and not (state / SAMPLES_FILE).exists():
+        raise StateUnusable(
+            f"{state} holds a record of your own, where the samples must not write; start with -c and its configuration,"
+            " or name another folder with --state"
+        )
     state.mkdir(parents=True, exist_ok=True)
     # As root, the embedded database runs under an account of its own, which goes through here to its data and reads nothing.
     state.chmod(0o711 if os.geteuid() == 0 else 0o700)
@@ -111,7 +117,7 @@ def settle(state: Path, port_base: int | None) -> Home:
 
 def _ports(state: Path, port_base: int | None) -> Ports:
     """The issuer's address is part of what the log says of the reporting agent, so a folder keeps its ports."""
-    note = state / "ports.json"
+    note = state / SAMPLES_FILE
     wanted = Ports.from_base(port_base) if port_base is not None else None
     try:
         kept = Ports(**json.loads(note.read_text(encoding="ascii")))

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from identity import agent_keys
+from pgwarden import settings
 
 TEMPLATE = """\
 # pgwarden: who may reach which database, and what is recorded of it. Times are seconds, paths are relative to this file.
@@ -13,7 +14,7 @@ TEMPLATE = """\
 # Check this file with: pgwarden verify-config -c {name}
 
 # The log, tables, keys and run files.
-state = ".pgwarden"
+state = "{state}"
 
 [gateway]
 # Where agents connect, in place of PostgreSQL.
@@ -88,7 +89,9 @@ def write(path: Path, operator: str) -> str:
         OSError: It cannot be written.
     """
     key, key_sha256 = agent_keys.create_operator_key()
-    text = TEMPLATE.format(name=path.name, operator=_bare(operator), key_sha256=key_sha256)
+    # The samples' agents hold keys and grants: their record must not become the one of somebody's own database.
+    state = ".pgwarden-own" if (path.parent / ".pgwarden" / settings.SAMPLES_FILE).exists() else ".pgwarden"
+    text = TEMPLATE.format(name=path.name, state=state, operator=_bare(operator), key_sha256=key_sha256)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         os.fchmod(file.fileno(), 0o600)  # a umask may have taken more away

@@ -22,6 +22,7 @@ from identity.settings import IssuerRules
 from ingest.events import Rule, Scope
 from pgwarden import settings
 from pgwarden.config import Address, Config, ConfigInvalid, load, loads
+from pgwarden.first_start import settle, write_configuration
 
 PASSWORD = "canary-of-the-shop-password"
 DIGEST = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
@@ -539,6 +540,14 @@ def test_a_state_folder_that_cannot_serve_is_refused(tmp_path: Path) -> None:
     assert found == f"1: state is {tmp_path}/state, which others may change; run: chmod 700 {tmp_path}/state"
     (tmp_path / "state").chmod(0o700)
     read(GOOD, tmp_path)
+
+
+def test_the_samples_folder_serves_no_other_configuration(tmp_path: Path) -> None:
+    home = settle(tmp_path / "state", None)
+    write_configuration(home, 5432)
+    load(home.config)
+    (found,) = problems(GOOD, tmp_path)
+    assert "whose agents would reach your databases" in found
 
 
 # -- warnings ----------------------------------------------------------------------------------------------------------------------

@@ -38,6 +38,13 @@ def test_a_first_start_makes_keys_that_a_second_one_keeps(state: Path) -> None:
     assert second.new_operator_key == ""
 
 
+def test_the_samples_never_join_somebodys_own_record(state: Path) -> None:
+    (state / "log").mkdir(parents=True)
+    with pytest.raises(StateUnusable, match="start with -c"):
+        settle(state, None)
+    assert [path.name for path in state.iterdir()] == ["log"]
+
+
 def test_no_file_is_for_others(state: Path) -> None:
     before = os.umask(0)
     try:

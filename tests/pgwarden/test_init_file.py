@@ -14,6 +14,7 @@ from identity import agent_keys
 from pgwarden import init_file, settings
 from pgwarden.cli import main
 from pgwarden.config import ConfigInvalid, load
+from pgwarden.first_start import settle
 
 FILLED = {
     "<the host name or IP address of your PostgreSQL>": "db.example",
@@ -38,6 +39,14 @@ def test_the_file_is_private_and_holds_the_keys_hash_only(tmp_path: Path) -> Non
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert key not in path.read_text()
     assert hashlib.sha256(key.encode()).hexdigest() in path.read_text()
+
+
+def test_beside_the_samples_it_keeps_its_state_apart(tmp_path: Path) -> None:
+    init_file.write(tmp_path / "first.toml", "alice")
+    assert tomllib.loads((tmp_path / "first.toml").read_text())["state"] == ".pgwarden"
+    settle(tmp_path / ".pgwarden", None)
+    init_file.write(tmp_path / "second.toml", "alice")
+    assert tomllib.loads((tmp_path / "second.toml").read_text())["state"] == ".pgwarden-own"
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o777])
