@@ -12,6 +12,7 @@ import shlex
 import shutil
 import socket
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -27,6 +28,7 @@ from pgwarden.postgres import Postgres, PostgresSettings, PostgresUnavailable
 from pgwarden.psql import NoPsql, psql
 from pgwarden.settings import SOCKET_FILE
 from pgwarden.supervisor import ChildDied, Interrupted, Part, Supervisor
+from pgwarden.tables import width
 from pgwarden.tls import fingerprint
 
 NEWS_SECONDS: Final = 1.0
@@ -61,7 +63,6 @@ def run(arguments: argparse.Namespace) -> int:
         print("pgwarden up: --state and --port-base are for a start without --config; the file says both", file=sys.stderr)
         return 2
     begun_us = int(time.time() * 1e6)
-    os.umask(0o077)  # whatever a part writes is its user's alone
     try:
         return _front(wish, wish.config, begun_us) if wish.config is not None else _everything(wish, begun_us)
     except ConfigInvalid as invalid:
@@ -369,4 +370,7 @@ def _started(part: str, where: str) -> None:
 
 
 def _say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')}  {text}", flush=True)
+    line = f"{time.strftime('%H:%M:%S')}  {text}"
+    if sys.stdout.isatty():
+        line = textwrap.fill(line, width(), subsequent_indent=" " * 22, break_on_hyphens=False)
+    print(line, flush=True)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Callable
-from typing import TypeAlias, cast
+from typing import Final, TypeAlias, cast
 
 from pgwarden.config import Config, ConfigInvalid, load
 
 Run: TypeAlias = Callable[[Config], int]
+
+_PRIVATE: Final = 0o077  # whatever a part writes is its user's alone
 
 
 def gateway(arguments: argparse.Namespace) -> int:
@@ -26,6 +29,7 @@ def dashboard(arguments: argparse.Namespace) -> int:
 
 
 def up(arguments: argparse.Namespace) -> int:
+    os.umask(_PRIVATE)
     run = cast(Callable[[argparse.Namespace], int], importlib.import_module("pgwarden.up").run)
     return run(arguments)
 
@@ -44,6 +48,7 @@ def _process(arguments: argparse.Namespace, module: str) -> int:
 
 
 def _config(arguments: argparse.Namespace) -> Config | None:
+    os.umask(_PRIVATE)
     try:
         config = load(arguments.config)
     except ConfigInvalid as invalid:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,6 +51,16 @@ def rows(document: dict[str, object]) -> dict[str, tuple[int, str]]:
     tables = document["tables"]
     assert isinstance(tables, list)
     return {table["table"]: (table["rows"], table["before"]) for table in tables}
+
+
+def test_the_tables_are_for_their_owner_alone(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = os.umask(0o022)
+    try:
+        rebuilt(config, capsys)
+    finally:
+        os.umask(before)
+    (tables,) = (config.parent / "state" / "tables").glob("tables.duckdb")
+    assert stat.S_IMODE(tables.stat().st_mode) == 0o600
 
 
 def test_the_same_log_gives_the_same_tables(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
