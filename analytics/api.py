@@ -194,11 +194,11 @@ async def _health(queries: Queries, gateways: _Gateways, lag: Lag) -> dict[str, 
         name = str(status.get("gateway", ""))
         log = status.get("log")
         if status.get("reachable", True) is False:
-            problems.append(f"gateway {name} does not answer: {status.get('reason', '')}")
+            problems.append(f"{name} does not answer: {status.get('reason', '')}")
         if isinstance(log, Mapping):
             logs.append(log)
             if not log.get("available", True):
-                problems.append(f"gateway {name} cannot record, so it lets nothing through: {log.get('reason', '')}")
+                problems.append(f"{name} cannot record, so it lets nothing through: {log.get('reason', '')}")
         shown.append(
             {
                 "gateway": name,

@@ -235,7 +235,7 @@ def _positive(text: str) -> float:
 def _positive_whole(text: str) -> int:
     if text.isascii() and text.isdigit() and 0 < int(text[:10]) < 10**9 and len(text) < 10:
         return int(text)
-    raise argparse.ArgumentTypeError(f"{printable(text)!r} is no whole number; write one as 30")
+    raise argparse.ArgumentTypeError(f"{printable(text)!r} is no whole number above 0; write one as 30")
 
 
 def _duration(text: str) -> int:

@@ -115,15 +115,16 @@ def _two(large: int, large_unit: str, small: int, small_unit: str) -> str:
 
 
 def _narrow(widths: list[int], heads: Sequence[Column], columns_max: int) -> None:
-    """Take columns from the widest flexible one, one at a time, until the table fits or none can give."""
+    """Take columns from the widest flexible one until the table fits or none can give: no title is cut."""
+    least = [max(_FLEXIBLE_COLUMNS_MIN, columns(head.title)) for head in heads]
     excess = sum(widths) + len(_GAP) * (len(widths) - 1) - columns_max
     while excess > 0:
-        giving = [index for index, head in enumerate(heads) if head.flexible and widths[index] > _FLEXIBLE_COLUMNS_MIN]
+        giving = [index for index, head in enumerate(heads) if head.flexible and widths[index] > least[index]]
         if not giving:
             return
         widest = max(giving, key=lambda index: widths[index])
         others = [widths[index] for index in giving if widths[index] < widths[widest]]
-        step = max(1, min(excess, widths[widest] - max([_FLEXIBLE_COLUMNS_MIN, *others])))
+        step = max(1, min(excess, widths[widest] - max([least[widest], *others])))
         widths[widest] -= step
         excess -= step
 

@@ -15,6 +15,7 @@ import msgspec
 
 from pgwarden.printable import printable
 
+REPEAT_SECONDS_MIN: Final = 60  # between two lines that say the same; the counters tell how often
 LINES_MAX: Final = 8  # of one kind at a time; a terminal is no place for a flood
 STATEMENTS_READ: Final = 200  # the newest, each time
 SESSIONS_READ: Final = 100
@@ -87,6 +88,7 @@ class Watch:
         self._socket = gateway_socket
         self._since_us = since_us
         self._seen: dict[tuple[str, int], None] = {}
+        self._told: dict[str, int] = {}  # lines of refusals, and when
         self._sessions: dict[str, _Session] = {}
         self._agents: dict[str, str] = {}
         self._recording = True
@@ -154,11 +156,19 @@ class Watch:
         page = self._items("/v1/statements", _Statement, decision="deny", since_us=self._since_us, limit=STATEMENTS_READ)
         fresh = [one for one in page if (one.session, one.execution) not in self._seen]
         self._seen = dict.fromkeys((one.session, one.execution) for one in page)
-        for one in fresh[:LINES_MAX]:
+        lines: dict[str, int] = {}
+        for one in reversed(fresh):
             text = printable(" ".join((one.text or "").split()), TEXT_CHARACTERS_MAX)
-            yield _us(one.started_at), f"refused     {one.agent}: {text} — {printable(one.reason or '')}"
-        if len(fresh) > LINES_MAX:
-            yield _us(fresh[0].started_at), f"refused     and {len(fresh) - LINES_MAX} more"
+            lines.setdefault(f"refused     {one.agent}: {text} — {printable(one.reason or '')}", _us(one.started_at))
+        if not lines:
+            return
+        newest_us = max(lines.values())
+        self._told = {line: at_us for line, at_us in self._told.items() if newest_us - at_us < REPEAT_SECONDS_MIN * 1_000_000}
+        new = [(at_us, line) for line, at_us in lines.items() if line not in self._told]
+        self._told |= {line: at_us for at_us, line in new}
+        yield from new[-LINES_MAX:]
+        if len(new) > LINES_MAX:
+            yield newest_us, f"refused     and {len(new) - LINES_MAX} more"
 
     def _recording_news(self) -> Iterator[_News]:
         recording, reason = _log_state(self.health())

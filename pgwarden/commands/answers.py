@@ -17,10 +17,16 @@ def answered(arguments: argparse.Namespace, work: Callable[[Place], int]) -> int
     """Do `work` where the API is. Every way in which it may not answer becomes a sentence and an exit code."""
     try:
         place = find(arguments.api, arguments.operator_key_file, arguments.config, arguments.insecure_http)
+    except BadUsage as bad:
+        return failed(arguments, {"error": str(bad)}, 2)
+    try:
         return work(place)
     except BadUsage as bad:
         return failed(arguments, {"error": str(bad)}, 2)
     except ApiRefused as refused:
+        if refused.status == 401:
+            wanted = "name an operator key, or the access token of a person in an operator group"
+            return failed(arguments, {"error": f"what is in {place.key.source} opens nothing at {place.url}; {wanted}"}, 2)
         return failed(arguments, refused.answer, 1)
     except ApiUnreachable as unreachable:
         return failed(arguments, {"error": str(unreachable)}, 3)
@@ -32,7 +38,7 @@ def failed(arguments: argparse.Namespace, answer: Json, code: int) -> int:
         return code
     print(f"pgwarden: {printable(str(answer.get('error', 'it failed')), 1000)}", file=sys.stderr)
     problems = answer.get("problems")
-    for problem in problems if isinstance(problems, list) else ():
+    for problem in problems if isinstance(problems, list) and len(problems) > 1 else ():
         print(f"  {printable(str(problem), 1000)}", file=sys.stderr)
     return code
 
@@ -83,9 +89,3 @@ def shown(row: Mapping[str, object]) -> Json:
 def print_json(answer: Json) -> None:
     # ASCII: JSON itself lets C1 control characters and bidirectional marks through.
     print(json.dumps(answer, indent=2, ensure_ascii=True))
-
-
-def print_fields(fields: Mapping[str, object]) -> None:
-    size = max((len(name) for name in fields), default=0)
-    for name, value in fields.items():
-        print(f"{name + ':':{size + 1}} {value}")

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from typing import Final
 
 from pgwarden.api_client import Json, Place, call, path
-from pgwarden.commands.answers import answered, print_fields, print_json, rows_of, show, shown
+from pgwarden.commands.answers import answered, print_json, rows_of, show
 from pgwarden.printable import printable
-from pgwarden.tables import Column, cell, records, table, too_wide, width
+from pgwarden.tables import Column, cell, duration_of, records, table, time_of, too_wide, width
 
 _SESSIONS: Final = (
     Column("SESSION", "session"),
@@ -20,8 +20,8 @@ _SESSIONS: Final = (
     Column("OPENED (UTC)", "opened_at"),
     Column("STATEMENTS", "statements", right=True),
     Column("DENIED", "denied", right=True),
-    Column("ENDED BY", "ended_by", flexible=True),
 )
+_PARTS: Final = (Column("PART", "part"), Column("STATE", "state"), Column("SAYS", "says", flexible=True))
 _STATEMENTS: Final = (
     Column("TIME (UTC)", "started_at"),
     Column("RESULT", "result"),
@@ -37,8 +37,8 @@ def sessions(arguments: argparse.Namespace) -> int:
         answer = call(
             place, "GET", path("sessions", agent=arguments.agent, live=live, limit=arguments.limit, before=arguments.before)
         )
-        rows = [{**row, "ended_by": row.get("kill_cause") or row.get("close_reason")} for row in rows_of(answer)]
-        return show(arguments, answer, _SESSIONS, rows, "no session is open" if arguments.live else "there is no session")
+        rows = [{**row, "why": _why_over(row)} for row in rows_of(answer)]
+        return show(arguments, answer, _SESSIONS, rows, "no session is open" if arguments.live else "there is no session", "why")
 
     return answered(arguments, work)
 
@@ -60,7 +60,9 @@ def audit(arguments: argparse.Namespace) -> int:
             ),
         )
         rows = [{**row, **_result(row), "said": row.get("text") or row.get("fingerprint")} for row in rows_of(answer)]
-        return show(arguments, answer, _STATEMENTS, rows, "nothing is recorded of it there", "denied_for")
+        return show(
+            arguments, answer, _STATEMENTS, rows, f"no such statement of {printable(arguments.agent)} is recorded", "denied_for"
+        )
 
     return answered(arguments, work)
 
@@ -94,7 +96,12 @@ def health(arguments: argparse.Namespace) -> int:
         if arguments.json:
             print_json(answer)
         else:
-            print_fields({printable(name): cell(value) for name, value in _flat(answer)})
+            print("ok" if works else "not all is well:")
+            problems = answer.get("problems")
+            for problem in problems if isinstance(problems, list) else ():
+                print(f"  {printable(str(problem), 1000)}")
+            print()
+            print(table(_PARTS, list(_parts(answer)), width()))
         return 0 if works else 1
 
     return answered(arguments, work)
@@ -108,13 +115,39 @@ def _result(row: Json) -> Json:
     return {"result": f"{outcome} {row.get('sqlstate')}" if row.get("sqlstate") else outcome}
 
 
-def _flat(value: object, name: str = "") -> Iterator[tuple[str, object]]:
-    if isinstance(value, dict) and value:
-        for key, below in value.items():
-            yield from _flat(below, f"{name}.{key}" if name else str(key))
-    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
-        for index, below in enumerate(value):
-            yield from _flat(below, f"{name}[{index}]")
-    else:
-        ((_, read),) = shown({name: value}).items()
-        yield name, read
+def _parts(answer: Json) -> Iterator[Json]:
+    """A row for each part that the API knows of."""
+    gateways = answer.get("gateways")
+    for gateway in gateways if isinstance(gateways, list) else ():
+        if not isinstance(gateway, dict):
+            continue
+        if gateway.get("reachable") is False:
+            yield {"part": gateway.get("gateway"), "state": "silent", "says": gateway.get("reason")}
+            continue
+        counters, log = _within(gateway, "counters"), _within(gateway, "log")
+        counted = ", ".join(
+            f"{counters[name]} {name.replace('_', ' ')}" for name in ("statements", "denied", "killed") if name in counters
+        )
+        says = f"{gateway.get('sessions')} sessions; {counted} since {time_of(gateway.get('started_at'))}"
+        yield {"part": gateway.get("gateway"), "state": "records" if log.get("available", True) else "stopped", "says": says}
+    gaps = answer.get("gaps")
+    yield {"part": "record", "state": "unknown" if gaps is None else "gaps" if gaps else "whole", "says": f"{cell(gaps)} gaps"}
+    tables = _within(answer, "projection")
+    behind = f"{cell(duration_of(tables.get('lag_us')))} behind, {cell(tables.get('lag_records'))} records"
+    yield {"part": "tables", "state": "broken" if tables.get("error") else "follow", "says": behind}
+    enforcement = _within(answer, "enforcement")
+    orders = (
+        f"{cell(enforcement.get('live_sessions'))} live sessions, {cell(enforcement.get('orders_pending'))} ends not proven yet"
+    )
+    yield {"part": "enforcement", "state": "broken" if enforcement.get("error") else "follows", "says": orders}
+
+
+def _within(answer: Json, name: str) -> Json:
+    found = answer.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _why_over(session: Json) -> str:
+    """What ended it, where that was not its client."""
+    cause = session.get("kill_cause") or session.get("close_reason")
+    return "" if cause in (None, "", "client") else f"ended by: {cause}"

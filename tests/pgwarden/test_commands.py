@@ -258,7 +258,14 @@ def test_a_refusal_holds_every_problem(house: House) -> None:
     assert house.run("agents", "key", "nobody")[0] == 1
 
 
+def test_one_problem_is_said_once(house: House) -> None:
+    code, _, err = house.run(
+        "grants", "request", "nobody", "--connection", "shop", "--allow", "select on public.a", "--reason", "r"
+    )
+    assert (code, err) == (1, 'pgwarden: agent: "nobody" is not registered; register it first\n')
+
+
 def test_a_wrong_key_is_refused(house: House) -> None:
     code, _, err = house.run("agents", by=agent_keys.create_operator_key()[0])
-    assert code == 1
-    assert err.startswith("pgwarden: Send Authorization: Bearer with an operator key")
+    assert code == 2
+    assert err.startswith("pgwarden: what is in env:PGWARDEN_OPERATOR_KEY opens nothing at http://127.0.0.1:")

@@ -37,6 +37,11 @@ def test_the_widest_flexible_column_gives_first() -> None:
     assert line == "a" * 20 + "  " + "b" * 39 + "…"
 
 
+def test_a_title_is_never_cut() -> None:
+    heads = (Column("A", "a", flexible=True), Column("CONNECTION", "b", flexible=True), Column("C", "c"))
+    assert table(heads, [{"a": "a" * 90, "b": "shop", "c": "c" * 60}], 60).startswith("A         CONNECTION  C")
+
+
 def test_event_text_cannot_speak_to_the_terminal() -> None:
     rows: list[dict[str, object]] = [{"agent": "x\x1b]0;evil\x07", "text": "a\nb\r\u202ec\u009b2J", "rows": None}]
     shown = table(HEADS, rows, 100)
