@@ -109,6 +109,7 @@ class Conversation:
         self._to_server.on_released = self._balance
         self._ticket = 0
         self._stalled = False
+        self._waited = False
         self._ending = False
         self._muted = False  # nothing more goes to the client: its end is being arranged
         self._opened_mono_us = mono_us()
@@ -156,7 +157,8 @@ class Conversation:
                     self.kill(command.cause, now_us(), command.reason)
                 case _:
                     assert_never(command)
-        if self._to_client.since or self._to_server.since or self._stalled:
+        if self._to_client.since or self._to_server.since or self._stalled or self.core.waits != self._waited:
+            self._waited = self.core.waits
             self._balance()
 
     def _record(self, command: Record) -> bool:
@@ -180,7 +182,9 @@ class Conversation:
         if self._ending:
             return
         bound = self._settings.held_bytes_max
-        self._client.read_on(not self._stalled and not self.upstream.channel.congested and self._to_server.bytes <= bound)
+        self._client.read_on(
+            not self._stalled and not self.core.waits and not self.upstream.channel.congested and self._to_server.bytes <= bound
+        )
         self.upstream.channel.read_on(not self._client.congested and self._to_client.bytes <= bound)
 
     # -- time ------------------------------------------------------------------------------------------------------------------

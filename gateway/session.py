@@ -13,7 +13,7 @@ from typing import Final, TypeAlias
 from gateway.settings import Durability, GatewaySettings
 from gateway.wire import messages
 from gateway.wire.messages import FIRST_USER_OID, NAME_LOOKUP_TYPES, Error, ProtocolViolation, c_string
-from gateway.wire.tracker import Execution, Portal, Tracker, TrackLost
+from gateway.wire.tracker import ALL_STATEMENTS, Execution, Portal, Tracker, TrackLost, portal_key, statement_key
 from identity.scope import Allow, Authority, Deny, decide
 from ingest.events import (
     Outcome,
@@ -130,9 +130,12 @@ _COPY_IN_RESPONSE: Final = ord("G")
 _COPY_BOTH_RESPONSE: Final = ord("W")
 _AUTHENTICATION: Final = frozenset(b"RKv")  # and BackendKeyData, NegotiateProtocolVersion
 _SERVER_BODY_MAX: Final = 2**20  # of those that are read whole
+_TAG_BYTES_MAX: Final = 64  # COMPLETION_TAG_BUFSIZE
+_ERROR_FRONT: Final = 512  # bytes of a longer ErrorResponse that hold its severity and SQLSTATE, which come first (elog.c)
 
 _header: Final = struct.Struct("!BI").unpack_from  # type and length, manual 54.7
 _BIND_NAMES_MAX: Final = 5 + 2 * 64
+_SMALL: Final = frozenset(b"DECHSXcf")  # everything but what carries a text, values or rows
 _FRONTEND: Final = frozenset(b"QPBDECHSXFdcf")  # what may come after login; a later protocol's additions could carry SQL
 
 
@@ -163,7 +166,9 @@ class Session:
         self.denied = 0
         self.unrecorded = 0  # statements refused because they could not be recorded
         self.closed = False
+        self.waits = False  # nothing more is taken from the client before the server has answered something
         self._scripts: dict[str, KnownScript] = {}
+        self._scripts_bytes = 0
         self._texts = 0
         self._refusals = 0
         self._refused = False  # the client's messages are dropped up to its Sync
@@ -179,6 +184,9 @@ class Session:
         self._analyzed: dict[str, Script | Unparsable] = {}
         self._from_server = b""
         self._server_skip = 0
+        self._syncs_kept = 0  # that came during COPY, where the server would ignore them
+        self._rows_came = False  # with what is being read from the server
+        self._lost = False  # the server's answers can be followed no more
 
     # -- authority -------------------------------------------------------------------------------------------------------------
 
@@ -186,7 +194,7 @@ class Session:
         """From now on statements are held against this authority; what was prepared before is decided anew when it is used."""
         self._authority = authority
         self._epoch = epoch
-        self._scripts.clear()
+        self._forget_scripts()
 
     @property
     def state(self) -> str:
@@ -203,14 +211,16 @@ class Session:
         if self.closed:
             return commands
         self._from_client = self._from_client + data if self._from_client else data
-        if self._stalled:
-            return commands
+        if not self._stalled and not self.waits:
+            self._go_on()
+        return commands
+
+    def _go_on(self) -> None:
         try:
             self._read_client()
         except ProtocolViolation as violation:
             self._flush_to_server()
             self._end(Error("08P01", f"protocol violation: {violation}", fatal=True), "protocol")
-        return commands
 
     def analyzed(self, script: Script | Unparsable, now_us: int, mono_us: int) -> list[Command]:
         """The answer to Analyze."""
@@ -225,6 +235,7 @@ class Session:
         at = 0  # everything before it is done
         start = 0  # everything from here to `at` is to be forwarded as it stands
         settings = self._settings
+        tracker = self.tracker
         while at < size:
             if self._client_skip:
                 step = min(self._client_skip, size - at)
@@ -240,11 +251,20 @@ class Session:
                 continue
             if size - at < 5:
                 break
+            if tracker.copy_is_coming or len(tracker) >= settings.pipeline_max:
+                self.waits = True
+                break
             kind, length = _header(buffer, at)
+            wrong = ""
             if length < 4 or length > settings.message_bytes_max:
-                raise ProtocolViolation(f"message of type {chr(kind)!a} has an impossible length")
-            if kind not in _FRONTEND:
-                raise ProtocolViolation(f"message type {chr(kind)!a} is not known here")
+                wrong = f"message of type {chr(kind)!a} has an impossible length"
+            elif kind not in _FRONTEND:
+                wrong = f"message type {chr(kind)!a} is not known here"
+            elif kind in _SMALL and length > settings.control_bytes_max:
+                wrong = f"message of type {chr(kind)!a} is longer than {settings.control_bytes_max} bytes"
+            if wrong:
+                self._take(buffer, start, at)  # what came before it was decided and recorded
+                raise ProtocolViolation(wrong)
             end = at + 1 + length
 
             if kind == _COPY_DATA:
@@ -266,7 +286,11 @@ class Session:
                 self._client_drop = end - at
                 continue
 
-            if kind == _BIND and not self._refused:
+            if kind == _BIND and self._refused:
+                self._client_drop = end - at
+                continue
+
+            if kind == _BIND:
                 # The names stand at the front; the values may be as large as Postgres allows and are not kept.
                 wanted = (
                     end
@@ -275,7 +299,13 @@ class Session:
                 )
                 if size < wanted:
                     break
-                refusal = self._bind(buffer[at + 5 : wanted], length)
+                try:
+                    refusal = self._bind(buffer[at + 5 : wanted], length)
+                except ProtocolViolation:
+                    self._take(buffer, start, at)
+                    raise
+                if self.waits:
+                    break
                 if refusal is not None:
                     self._take(buffer, start, at)
                     start = at
@@ -296,13 +326,16 @@ class Session:
                 self._client_drop = end - at
                 continue
 
-            if kind not in (_QUERY, _PARSE, _BIND) and length > settings.control_bytes_max:
-                raise ProtocolViolation(f"message of type {chr(kind)!a} is longer than {settings.control_bytes_max} bytes")
             if end > size:
                 break
             if kind == _SYNC:
                 self._refused = False
-                self.tracker.sent_sync()
+                if tracker.copying_in:  # manual 54.2.6: ignored there. If the COPY fails first it counts, and then it is sent
+                    self._syncs_kept += 1
+                    self._take(buffer, start, at)
+                    start = end
+                else:
+                    tracker.sent_sync()
             elif kind == _FLUSH:
                 pass
             elif kind == _TERMINATE:
@@ -317,11 +350,13 @@ class Session:
                 at = end
                 continue
             else:
-                if len(self.tracker) >= settings.pipeline_max:
-                    raise ProtocolViolation(f"more than {settings.pipeline_max} messages wait for an answer")
                 body = buffer[at + 5 : end]
-                verdict = self._decided(kind, body)
-                if verdict is None:  # parsed elsewhere
+                try:
+                    verdict = self._decided(kind, body)
+                except ProtocolViolation:
+                    self._take(buffer, start, at)
+                    raise
+                if verdict is None:
                     break
                 if isinstance(verdict, Deny):
                     self._take(buffer, start, at)
@@ -333,7 +368,7 @@ class Session:
         self._flush_to_server()
 
     def _decided(self, kind: int, body: bytes) -> bool | Deny | None:
-        """True: forward it. Deny: recorded, replace it. None: come again once `analyzed` was called."""
+        """True: forward it. Deny: recorded, replace it. None: come again once `analyzed` was called, or `waits` is over."""
         if kind == _QUERY:
             return self._query(body)
         if kind == _PARSE:
@@ -356,6 +391,7 @@ class Session:
             return True
         if kind in (_COPY_DONE, _COPY_FAIL):
             self.tracker.sent_copy_end()
+            self._syncs_kept = 0
             return True
         raise ProtocolViolation(f"message type {chr(kind)!a} is not known here")
 
@@ -367,11 +403,23 @@ class Session:
         if known is None:
             return None
         refusal = self._unrecordable() or (known.whole.verdict if isinstance(known.whole.verdict, Deny) else None)
+        for part in known.parts:
+            refusal = refusal or self._fetches_from_portal(part.statement)
         if refusal is not None:
             return self._denied_text(text, len(body) - 1, refusal, known)
         self._define(known, text)
-        self.tracker.sent_query([self._started(part) for part in known.parts])
+        self.tracker.sent_query(
+            [self._started(part) for part in known.parts],
+            tuple(key for part in known.parts for key in _touches(part.statement)),
+            copies_in=any(part.statement is not None and part.statement.copies_in for part in known.parts),
+        )
         return True
+
+    def _fetches_from_portal(self, statement: Statement | None) -> Deny | None:
+        """FETCH runs what was bound, and the server's log and ours would name the FETCH alone."""
+        if statement is None or not statement.fetches or statement.fetches.encode("utf-8") not in self.tracker.portals:
+            return None
+        return Deny("0A000", "portal", "FETCH is for cursors that DECLARE made: run a portal with Execute")
 
     def _parse(self, body: bytes) -> bool | Deny | None:
         name, at = c_string(body, 0)
@@ -411,9 +459,19 @@ class Session:
     def _bind(self, front: bytes, length: int) -> Deny | None:
         portal_name, at = c_string(front, 0)
         statement_name, at = c_string(front, at)
+        unsettled = self.tracker.unsettled(statement_key(statement_name))
+        if unsettled == "soon":
+            self.waits = True
+            return None
+        if unsettled:
+            by_sql = "SQL changes this statement's name earlier in the pipeline: send a Sync in between"
+            return self._denied(Deny("0A000", "prepared statement", by_sql), 0)
         known = self.tracker.statements.get(statement_name)
         if known is None:
             return self._denied(_no_such_statement(statement_name), 0)
+        if portal_name not in self.tracker.portals and len(self.tracker.portals) >= self._settings.prepared_max:
+            limit = f"a session may hold {self._settings.prepared_max} portals: close some"
+            return self._denied(Deny("54000", "limit", limit), known.number)
         if len(portal_name) > self._settings.name_bytes_max:
             limit = f"a portal's name may have {self._settings.name_bytes_max} bytes at most"
             return self._denied(Deny("42622", "limit", limit), known.number)
@@ -426,23 +484,27 @@ class Session:
         self.tracker.sent_bind(portal_name, Portal(known, values, length - 4 - at))
         return None
 
-    def _execute(self, body: bytes) -> bool | Deny:
+    def _execute(self, body: bytes) -> bool | Deny | None:
         name, _ = c_string(body, 0)
+        if self.tracker.unsettled(portal_key(name)):
+            self.waits = True
+            return None
         portal = self.tracker.portals.get(name)
         if portal is None:
             missing = "the portal does not exist: bind it first; use FETCH for a cursor that SQL declared"
             return self._denied(Deny("34000", "portal", missing), 0)
-        refusal = self._unrecordable() or self._redecided(portal.text)
+        statement = portal.text.statement
+        refusal = self._unrecordable() or self._redecided(portal.text) or self._fetches_from_portal(statement)
         if refusal is not None:
             return self._denied(refusal, portal.text.number)
-        if portal.suspended is not None:
-            execution = portal.suspended
+        if portal.execution is not None and not portal.execution.ended:
+            execution = portal.execution
         else:
             execution = self._started(portal.text)
             execution.bytes_in += portal.bytes_in
             if portal.parameters:
                 self._record(StatementParameters(execution.number, portal.parameters), urgent=False)
-        self.tracker.sent_execute(execution, portal)
+        self.tracker.sent_execute(execution, portal, _touches(statement), copies_in=statement is not None and statement.copies_in)
         return True
 
     def _redecided(self, known: KnownText) -> Deny | None:
@@ -470,13 +532,18 @@ class Session:
             self._stalled = text
             self._commands.append(Analyze(text))
             return None
-        if len(self._scripts) >= self._settings.session_texts_max:
-            self._scripts.clear()
+        if len(self._scripts) >= self._settings.session_texts_max or self._scripts_bytes > self._settings.session_texts_bytes_max:
+            self._forget_scripts()
         known = self._judged(script, text)
         by_name = any(part.statement is not None and part.statement.executes for part in known.parts)
         if len(text) <= self._settings.script_cached_bytes_max and not by_name:  # a name may stand for another statement next time
             self._scripts[text] = known
+            self._scripts_bytes += len(text)
         return known
+
+    def _forget_scripts(self) -> None:
+        self._scripts.clear()
+        self._scripts_bytes = 0
 
     def _judged(self, script: Script | Unparsable, text: str) -> KnownScript:
         if isinstance(script, Unparsable):
@@ -594,7 +661,7 @@ class Session:
         mark = f"pgwarden_refused_{self._refusals}"
         self._out.append(messages.parse(mark, mark) if extended else messages.query(mark))
         response = messages.error_response(Error(deny.sqlstate, deny.reason))
-        self.tracker.sent_refusal(response, mark.encode("ascii"), extended=extended)
+        self.tracker.sent_refusal(response, extended=extended)
         self._refused = extended
 
     # -- output ----------------------------------------------------------------------------------------------------------------
@@ -620,19 +687,26 @@ class Session:
         self._now_us, self._mono_us = now_us, mono_us
         commands: list[Command] = []
         self._commands = commands
+        if self._lost:
+            return commands
         buffer = self._from_server + data if self._from_server else data
         out: list[bytes] = []
+        self._rows_came = False
         try:
             at = self._read_server(buffer, out)
         except (TrackLost, ProtocolViolation) as lost:
-            self.closed = True
+            self.closed = self._lost = True
             commands.append(Kill("track lost", f"the server's answer could not be followed: {lost}"))
             return commands
         self._from_server = buffer[at:]
         if out:
-            # In `group` an answer waits for the record of what it answers; one write for all that came together.
-            held = self._durability != "fast" and any(isinstance(command, Record) for command in commands)
+            # In `group` an answer waits for the record of what it answers, and rows for the record that they were asked for; one
+            # write for all that came together.
+            held = self._durability != "fast" and (self._rows_came or any(isinstance(command, Record) for command in commands))
             commands.append(ToClient(out[0] if len(out) == 1 else b"".join(out), held))
+        if self.waits and not self.closed:
+            self.waits = False
+            self._go_on()
         return commands
 
     def at_message_boundary(self) -> bool:
@@ -690,11 +764,17 @@ class Session:
                     at = end
                 continue
             if length > _SERVER_BODY_MAX:
-                raise ProtocolViolation("the server sent an oversized control message")
+                if kind != _ERROR_RESPONSE:
+                    raise ProtocolViolation("the server sent an oversized control message")
+                if size - at < _ERROR_FRONT:  # a value that it quotes makes it long; what matters stands before the message
+                    break
+                self._failed(buffer[at + 5 : at + _ERROR_FRONT])
+                self._server_skip = end - at
+                continue
             if end > size:
                 break
             if kind == _COMMAND_COMPLETE:
-                self._completed(tracker.received_complete(buffer[at + 5 : end - 1].decode("ascii", "replace")))
+                self._completed(tracker.received_complete(buffer[at + 5 : end - 1][:_TAG_BYTES_MAX].decode("ascii", "replace")))
             elif kind == _READY_FOR_QUERY:
                 status = buffer[at + 5 : at + 6]
                 if status == b"I":
@@ -706,16 +786,12 @@ class Session:
                 else:
                     raise ProtocolViolation("the server sent an unknown transaction status")
             elif kind == _ERROR_RESPONSE:
-                body = buffer[at + 5 : end]
-                if messages.is_fatal(body):
-                    tracker.received_error(messages.sqlstate_of(body), b"")
-                else:
-                    replacement = tracker.received_error(messages.sqlstate_of(body), body)
-                    if replacement:
-                        if at > start:
-                            out.append(buffer[start:at])
-                        out.append(replacement)
-                        start = end
+                replacement = self._failed(buffer[at + 5 : end])
+                if replacement:
+                    if at > start:
+                        out.append(buffer[start:at])
+                    out.append(replacement)
+                    start = end
             else:
                 self._watch(buffer[at + 5 : end])
             at = end
@@ -725,7 +801,17 @@ class Session:
             out.append(buffer[start:at] if start or at < size else buffer)
         return at
 
+    def _failed(self, body: bytes) -> bytes:
+        """What the client gets instead; empty: the server's own error."""
+        replacement = self.tracker.received_error(messages.sqlstate_of(body))
+        for _ in range(self._syncs_kept):
+            self.tracker.sent_sync()
+            self._commands.append(ToServer(messages.SYNC, False))
+        self._syncs_kept = 0
+        return b"" if messages.is_fatal(body) else replacement
+
     def _count(self, rows: int, row_bytes: int) -> None:
+        self._rows_came = True
         execution = self.tracker.running()
         if execution is not None:
             execution.rows += rows
@@ -778,6 +864,17 @@ def _text(data: bytes) -> str | None:
         return data.decode("utf-8")
     except UnicodeDecodeError:
         return None
+
+
+def _touches(statement: Statement | None) -> tuple[bytes, ...]:
+    """The names of prepared statements that this statement changes by itself."""
+    if statement is None:
+        return ()
+    if statement.prepares:
+        return (statement_key(statement.prepares.encode("utf-8")),)
+    if statement.deallocates == "*":
+        return (ALL_STATEMENTS,)
+    return (statement_key(statement.deallocates.encode("utf-8")),) if statement.deallocates else ()
 
 
 def _no_such_statement(name: bytes) -> Deny:

@@ -34,9 +34,10 @@ class GatewaySettings:
     scripts_cached_bytes_max: int = 8 * 2**20
     script_cached_bytes_max: int = 16 * 1024  # one long statement must not evict everyone's
     session_texts_max: int = 512  # numbered texts a session; beyond it numbering begins anew
+    session_texts_bytes_max: int = 1 * 2**20  # of those texts; a thousand sessions remember together
     name_bytes_max: int = 63  # NAMEDATALEN - 1: PostgreSQL compares no more of a statement's name
     prepared_max: int = 2_000  # a session
-    pipeline_max: int = 20_000  # messages in flight a session
+    pipeline_max: int = 20_000  # messages in flight a session; then its client waits
     control_bytes_max: int = 10_000  # Execute, Describe, Close, Sync, Flush, CopyFail: as PostgreSQL
     message_bytes_max: int = 2**30 - 2  # PostgreSQL's own limit
     parameters_recorded_bytes_max: int = 16 * 1024

@@ -57,6 +57,7 @@ class Statement:
     fetches: str = ""  # FETCH's, MOVE's or CLOSE's cursor, "*" for all
     transaction: str = ""  # "begin" | "commit" | "rollback" | "savepoint" | "release" | "rollback to" | ""
     refusal: str = ""  # why this is never allowed, whoever asks; "" = ask `identity.scope.decide`
+    copies_in: bool = False  # COPY FROM STDIN: it reads on from the client
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +155,7 @@ class _Walk:
         "accesses",
         "attributes",
         "channels",
+        "copies_in",
         "ctes",
         "deallocates",
         "declares",
@@ -187,7 +189,7 @@ class _Walk:
         self.depth = 0
         self.reads = 0  # column references so far
         self.excluded = 0  # and those of them that are to `excluded`
-        self.introspects = False
+        self.introspects = self.copies_in = False
         self.prepared: Statement | None = None
         self.verb = self.prepares = self.executes = self.deallocates = self.declares = self.fetches = ""
         self.transaction = self.refusal = ""
@@ -213,6 +215,7 @@ class _Walk:
             fetches=self.fetches,
             transaction=self.transaction,
             refusal=self.refusal,
+            copies_in=self.copies_in,
         )
 
     def refuse(self, why: str) -> None:
@@ -562,8 +565,9 @@ class _Walk:
     def copy(self, node: _Node) -> None:
         if node.get("is_program") or "filename" in node:
             self.refuse("COPY with a file or a program runs on the database's machine: use STDIN or STDOUT")
+        self.copies_in = bool(node.get("is_from"))
         if "relation" in node:
-            self.access(node["relation"], "copy", "insert" if node.get("is_from") else "select")
+            self.access(node["relation"], "copy", "insert" if self.copies_in else "select")
         before = set(self.accesses)
         self.fields("CopyStmt", node)
         if "query" in node:

@@ -179,4 +179,4 @@ def bind_parameters(body: bytes, start: int) -> tuple[str | None, ...]:
 def rows_of_tag(tag: str) -> int:
     """The count at the end of a CommandComplete tag: `INSERT 0 5`, `SELECT 3`, `COPY 7`; 0 where there is none."""
     word = tag.rpartition(" ")[2]
-    return int(word) if word.isdigit() else 0
+    return int(word) if word.isdigit() and len(word) < 19 else 0  # a hostile server's number must fit into a record
