@@ -72,7 +72,7 @@ def run(address: Address, load: Load, clock_ns: Callable[[], int]) -> Measured:
         if done.returncode != 0:
             raise CannotMeasure(f"pgbench: {done.stderr.strip()}")
         logs = [file.read_text() for file in folder.glob("transactions.*")]
-    return _measured(logs, samples)
+    return measured(logs, samples)
 
 
 def _run(
@@ -102,7 +102,7 @@ def _run(
             process.wait()
 
 
-def _measured(logs: Sequence[str], samples: Sequence[tuple[float, int]]) -> Measured:
+def measured(logs: Sequence[str], samples: Sequence[tuple[float, int]]) -> Measured:
     """A line of the log: client, number, latency in us, script, end as seconds and microseconds since 1970."""
     ends: list[tuple[float, int]] = []
     first: dict[str, float] = {}
