@@ -185,7 +185,7 @@ class Session:
         self._from_server = b""
         self._server_skip = 0
         self._syncs_kept = 0  # that came during COPY, where the server would ignore them
-        self._rows_came = False  # with what is being read from the server
+        self._waited_for = False  # what is being read from the server brings what must not be seen before its record is on disk
         self._lost = False  # the server's answers can be followed no more
 
     # -- authority -------------------------------------------------------------------------------------------------------------
@@ -691,7 +691,7 @@ class Session:
             return commands
         buffer = self._from_server + data if self._from_server else data
         out: list[bytes] = []
-        self._rows_came = False
+        self._waited_for = False
         try:
             at = self._read_server(buffer, out)
         except (TrackLost, ProtocolViolation) as lost:
@@ -700,9 +700,9 @@ class Session:
             return commands
         self._from_server = buffer[at:]
         if out:
-            # In `group` an answer waits for the record of what it answers, and rows for the record that they were asked for; one
-            # write for all that came together.
-            held = self._durability != "fast" and (self._rows_came or any(isinstance(command, Record) for command in commands))
+            # In `group` an answer waits for the record of what it answers, rows for the record that they were asked for, and a
+            # refusal for its own: attempts must not be losable. One write for all that came together.
+            held = self._durability != "fast" and (self._waited_for or any(isinstance(command, Record) for command in commands))
             commands.append(ToClient(out[0] if len(out) == 1 else b"".join(out), held))
         if self.waits and not self.closed:
             self.waits = False
@@ -808,10 +808,13 @@ class Session:
             self.tracker.sent_sync()
             self._commands.append(ToServer(messages.SYNC, False))
         self._syncs_kept = 0
-        return b"" if messages.is_fatal(body) else replacement
+        if not replacement or messages.is_fatal(body):
+            return b""
+        self._waited_for = True
+        return replacement
 
     def _count(self, rows: int, row_bytes: int) -> None:
-        self._rows_came = True
+        self._waited_for = True
         execution = self.tracker.running()
         if execution is not None:
             execution.rows += rows

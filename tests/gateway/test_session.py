@@ -140,6 +140,15 @@ def test_what_waits_for_the_record_at_each_level(durability: Durability, to_serv
     assert (sent.held, answered.held) == (to_server, to_client)
 
 
+@pytest.mark.parametrize(("durability", "held"), [("fast", False), ("group", True), ("strict", True)])
+def test_a_refusal_is_told_only_once_it_is_recorded(durability: Durability, held: bool) -> None:
+    talk = Talk(durability)
+    talk.client(q("DELETE FROM orders"))
+    (told,) = talk.server(error("42601", 'syntax error at or near "pgwarden_refused_1"') + z())
+    assert isinstance(told, ToClient)
+    assert told.held is held
+
+
 def test_a_refused_query_is_replaced_and_its_error_too(talk: Talk) -> None:
     talk.client(q("DELETE FROM orders"))
     assert b"DELETE" not in talk.to_server
