@@ -77,7 +77,6 @@ class CannotStart(Exception):
 
 def run(config: Config) -> int:
     """Exit status: 0 stopped as asked, 1 could not start or go on."""
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for chatty in ("httpx", "uvicorn.error"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
@@ -247,7 +246,11 @@ def application(registrar: Registrar, authenticate: Authenticate, answers: Seque
 
     async def refused(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        sentences = {404: "There is nothing at this path; docs/api.md names all there is.", 405: "This path takes another method."}
+        sentences = {
+            400: "The body cannot be read; send JSON that is nested less deeply.",
+            404: "There is nothing at this path; docs/api.md names all there is.",
+            405: "This path takes another method.",
+        }
         return JSONResponse({"error": sentences.get(error.status_code, str(error.detail))}, error.status_code, error.headers)
 
     async def failed(request: Request, error: Exception) -> JSONResponse:

@@ -77,6 +77,10 @@ async def _run(config: Config) -> int:
     directory = Directory(log, registry, gateway.identity_changed, ordered)
     await directory.catch_up()
     await gateway.read_catalogs()
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):  # before the first session: from here on nothing ends without its record
+        loop.add_signal_handler(number, stop.set)
     port = gateway.listen()
     await gateway.started(recoveries)
     status = await serve_status(config.state / SOCKET_FILE, lambda: _status(settings, boot, gateway))
@@ -84,10 +88,6 @@ async def _run(config: Config) -> int:
     gc.collect()
     gc.freeze()  # what lives as long as the process is not looked through again
 
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
     serving = loop.create_task(gateway.serve())
     following = loop.create_task(directory.follow())
     stopping = loop.create_task(_waited(stop))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -44,6 +45,7 @@ def rebuild(arguments: argparse.Namespace) -> int:
 def _process(arguments: argparse.Namespace, module: str) -> int:
     if (config := _config(arguments)) is None:
         return 2
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     return cast(Run, importlib.import_module(module).run)(config)
 
 
