@@ -41,7 +41,6 @@ class Grant(msgspec.Struct, frozen=True):
     requested_by: str = ""
     requested_at: datetime | None = None
     approver: str | None = None
-    approved_at: datetime | None = None
     expires_at: datetime | None = None
 
 
@@ -75,7 +74,6 @@ class Session(msgspec.Struct, frozen=True):
     closed_at: datetime | None = None
     close_reason: str = ""
     kill_cause: str = ""
-    kill_reason: str = ""
     statements: int = 0
     denied: int = 0
     errors: int = 0

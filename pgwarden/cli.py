@@ -18,9 +18,7 @@ from pgwarden.own_parts import PartFromElsewhere, check
 from pgwarden.printable import printable
 
 DONE: Final = 0
-FAILED: Final = 1  # refused, or did not work
 USAGE: Final = 2  # the command line or the configuration; argparse's own
-UNREACHABLE: Final = 3  # the API does not answer
 
 Command: TypeAlias = Callable[[argparse.Namespace], int]
 
