@@ -75,6 +75,33 @@ async def test_what_is_appended_reaches_the_tables(log: SegmentLog, settings: An
         assert (lag.records, lag.seconds, lag.enforcement_records, lag.healthy) == (0, 0.0, 0, True)
 
 
+async def test_tables_that_keep_pace_with_unbroken_work_are_not_called_late(log: SegmentLog, settings: AnalyticsSettings) -> None:
+    async with running(log, settings, Orders()) as (runner, _):
+        gateway = Writer(log)
+        under = stamp("s1", "reporter")
+        gateway.opened(under)
+        gateway.defined(under, 1, "SELECT 1")
+        until = time.monotonic() + 1.9
+        execution = 0
+        while time.monotonic() < until:
+            execution += 1
+            gateway.began(under, execution, 1)
+            gateway.finished(under, execution)
+            await gateway.write()
+        lag = runner.lag()
+        assert lag.records > 0
+        assert lag.seconds < 1.2
+
+
+async def test_the_first_work_after_a_pause_is_not_called_late(log: SegmentLog, settings: AnalyticsSettings) -> None:
+    async with running(log, settings, Orders()) as (runner, _):
+        await asyncio.sleep(2.2)
+        gateway = Writer(log)
+        gateway.opened(stamp("s1", "reporter"))
+        await gateway.write()
+        assert runner.lag().seconds < 1.5
+
+
 async def test_a_second_run_goes_on_where_the_first_stopped(log: SegmentLog, settings: AnalyticsSettings) -> None:
     async with running(log, settings, Orders()):
         await story(log)
