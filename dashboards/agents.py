@@ -55,7 +55,7 @@ def _standing(agent: Agent | None, grants: Sequence[Grant]) -> object:
 LIST_COLUMNS: Final = (
     Column("Agent and owner"),
     Column("State", 84),
-    Column("Last seen", 148, title="When it last opened a session or sent a statement"),
+    Column("Last seen", 152, title="When it last opened a session or sent a statement"),
     Column("Live", 48, "right", "Sessions open now"),
     Column("24 h", 70, "right", "Statements let through in the last 24 hours"),
     Column("Refused", 66, "right", "Statements refused in the last 24 hours"),

@@ -76,15 +76,15 @@ def _live() -> None:
 
 SESSION_COLUMNS: Final = (
     Column("Agent"),
-    Column("State", 108),
+    Column("State", 104),
     Column("Connection", 80),
     Column("Client", 138, title="The client's address and port, as the gateway saw it"),
-    Column("Since (UTC)", 138),
-    Column("Statements", 82, "right"),
-    Column("Refused", 68, "right"),
+    Column("Since (UTC)", 152),
+    Column("Statements", 80, "right"),
+    Column("Refused", 66, "right"),
 )
 
-REFUSAL_COLUMNS: Final = (Column("Time (UTC)", 142), Column("Agent", 104), Column("What, and why not"))
+REFUSAL_COLUMNS: Final = (Column("Time (UTC)", 152), Column("Agent", 104), Column("What, and why not"))
 
 RATE_COLUMNS: Final = (
     Column("Agent", 150),
