@@ -111,6 +111,7 @@ class Conversation:
         self._stalled = False
         self._waited = False
         self._ending = False
+        self._killing = False
         self._muted = False  # nothing more goes to the client: its end is being arranged
         self._opened_mono_us = mono_us()
         self._last_active = time.monotonic()
@@ -218,17 +219,22 @@ class Conversation:
         self._spawn(self._close(error, reason))
 
     def kill(self, cause: str, requested_us: int, reason: str) -> None:
-        """End the backend, tell the client, and record the proof. The first cause counts."""
-        if not self._ending:
-            self._ending = True
-            self._spawn(self._kill(cause, requested_us, reason))
+        """End the backend, tell the client, and record the proof. The first cause counts.
 
-    async def _kill(self, cause: str, requested_us: int, reason: str) -> None:
+        A session whose client has gone is ended too: what it left behind may still run, and commit.
+        """
+        if not self._killing and not self.finished.done():
+            self._killing = True
+            told, self._ending = self._ending, True
+            self._spawn(self._kill(cause, requested_us, reason, told))
+
+    async def _kill(self, cause: str, requested_us: int, reason: str, told: bool) -> None:
         decided_us = now_us()
         self._to_server.drop()
         self.upstream.channel.read_on(True)  # a backend that waits for us to read must be able to end, and its last words count
-        gone = asyncio.create_task(end_backend(self._control, self.stamp.backend_pid, self.stamp.backend_start_us, self._settings))
-        await self._say(Error("57P01", f"terminating connection due to administrator command: {reason}", fatal=True))
+        gone = asyncio.create_task(self._end_backend())
+        if not told:
+            await self._say(Error("57P01", f"terminating connection due to administrator command: {reason}", fatal=True))
         await self._client.finish(self._settings.drain_seconds_max if not self._client.lost else 0)
         client_closed_us = now_us()
         gone_us = await gone
@@ -249,6 +255,9 @@ class Conversation:
         self._record_session(self.killed)
         self._over("killed", "57P01")
 
+    async def _end_backend(self) -> int:
+        return await end_backend(self._control, self.stamp.backend_pid, self.stamp.backend_start_us, self._settings)
+
     async def _close(self, error: Error | None, reason: str) -> None:
         if self._ending:
             return
@@ -257,10 +266,16 @@ class Conversation:
             await self._say(error)
         self._muted = True
         await self._let_server_finish()
+        if self._killing:
+            return
         if not self.upstream.channel.lost:
+            if self.core.tracker.busy:  # a pipeline that goes on behind the cancelled statement would run unwatched
+                await self._end_backend()
             self.upstream.channel.write(messages.TERMINATE)
         await self._client.finish(self._settings.drain_seconds_max)
         await self.upstream.channel.finish(0.5)
+        if self._killing:
+            return
         self._lose_server()
         self._over(reason, error.sqlstate if error is not None else "")
 
@@ -298,12 +313,13 @@ class Conversation:
 
     async def _say(self, error: Error) -> None:
         """The last word to the client: behind what waits for its record, on a message's boundary, or not at all."""
+        whole = self.core.at_message_boundary()  # now: what comes from here on is not passed on
         self._muted = True
         if self._to_client.bytes:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(0.5):
                     await self._recorder.recorded(self._ticket)
-        if not self._to_client.bytes and self.core.at_message_boundary():
+        if not self._to_client.bytes and whole:
             self._client.write(messages.error_response(error))
         self._to_client.drop()
 

@@ -109,6 +109,7 @@ class Gateway:
         self._cancel_keys: dict[tuple[int, bytes], str] = {}
         self._callable_names: dict[str, frozenset[str]] = {}
         self._logins: Counter[str] = Counter()
+        self._turns: dict[str, asyncio.Semaphore] = {}
         self._failures: dict[str, deque[float]] = {}
         self._stray_cancels: dict[str, deque[float]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -168,7 +169,7 @@ class Gateway:
                 continue
             host = str(address[0])
             if sum(self._logins.values()) >= self._settings.logins_max or (
-                self._logins[host] >= self._settings.logins_per_address_max
+                self._logins[host] >= self._settings.logins_per_address_max + self._settings.logins_waiting_per_address_max
             ):
                 sock.close()
                 continue
@@ -228,7 +229,8 @@ class Gateway:
         channel: Channel | None = None
         conversation: Conversation | None = None
         try:
-            async with asyncio.timeout(self._settings.login_seconds_max):
+            turn = self._turns.setdefault(host, asyncio.Semaphore(self._settings.logins_per_address_max))
+            async with asyncio.timeout(self._settings.login_seconds_max), turn:
                 tune(sock, self._settings)
                 channel = await self._first_bytes(sock)
                 if channel is not None:
@@ -243,6 +245,7 @@ class Gateway:
             self._logins[host] -= 1
             if not self._logins[host]:
                 del self._logins[host]
+                self._turns.pop(host, None)
             if conversation is None:
                 if channel is not None:
                     await channel.finish(0.5)
@@ -304,17 +307,19 @@ class Gateway:
             return None
         if not isinstance(packet, StartupMessage):
             raise ProtocolViolation("a request for encryption came inside the connection")
+        await self._slow_down(host)  # every refusal is recorded, and nobody may fill the disk with them
         version = _negotiated(packet, channel)
         asked = request(packet)
         if isinstance(asked, Refusal):
+            self._failed(host)
             self._deny(channel, packet.parameters.get("user", ""), "", address, Denied("28000", asked.reason, asked.reason, ""))
             return None
         encrypted = channel.tls is not None
         if not encrypted and not (self._settings.clear_text_from_loopback and _loopback(host)):
+            self._failed(host)
             told = "clear text is refused: connect with sslmode=require or better"
             self._deny(channel, asked.user, asked.connection, address, Denied("28000", told, told, ""))
             return None
-        await self._slow_down(host)
         proven = await self._admission.prove(channel, asked, self._channel_binding if encrypted else None, encrypted)
         if isinstance(proven, Denied):
             self._failed(host)

@@ -27,6 +27,7 @@ class GatewaySettings:
     connections_max: int = 1_000
     logins_max: int = 256  # at once, not yet proven
     logins_per_address_max: int = 64  # at once; a fleet behind one address starts together
+    logins_waiting_per_address_max: int = 128  # behind those, unread; with them fewer than `logins_max`, so that others come in
     failures_per_minute_max: int = 20  # per address, then answers are delayed; a lockout would let anyone stop an agent
     failure_delay_seconds: float = 1.0
 
