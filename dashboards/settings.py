@@ -91,7 +91,8 @@ def _secret(file: Path, noun: str, variable: str) -> str:
                 raise SettingsRefused(f"The {noun} file is readable by others (mode {mode:04o}): chmod 600 it.")
             content = opened.read(SECRET_BYTES_MAX + 1)
     except OSError as error:
-        raise SettingsRefused(f"The {noun} file cannot be read ({error.strerror}): see {variable}.") from error
+        remedy = f"put an {noun} into it, with mode 0600, or name another file with {variable}"
+        raise SettingsRefused(f"{file} cannot be read ({error.strerror}): {remedy}.") from error
     text = content.decode("ascii", "replace").strip()
     if not text or len(content) > SECRET_BYTES_MAX or not text.isascii() or not text.isprintable():
         raise SettingsRefused(f"The {noun} file does not hold one: write the {noun} alone on its only line.")

@@ -222,7 +222,7 @@ async def gateway_status(path: Path) -> Mapping[str, object]:
             finally:
                 writer.close()
         return msgspec.json.decode(said, type=dict[str, object])
-    except FileNotFoundError:
+    except (FileNotFoundError, ConnectionRefusedError):  # the second: one that was killed leaves its socket behind
         return {**silent, "reason": "it does not run: start it with pgwarden gateway"}
     except TimeoutError:
         return {**silent, "reason": f"no answer within {STATUS_SECONDS_MAX:g} s"}

@@ -130,7 +130,7 @@ def _front(wish: Wish, file: Path, begun_us: int) -> int:
         if key_file.exists():
             status = _watch(supervisor, config, _reader(config, key_file, begun_us), (), wish.seconds, None)
         else:
-            _say(f"no operator key in {_shown(key_file)}: what happens can be seen on the dashboard and through the API only")
+            _say(f"no operator key in {_shown(key_file)}, so neither dashboard nor terminal can show what happens: put one there")
             supervisor.wait(wish.seconds if wish.seconds is not None else float("inf"))
             _say("failed      without an operator key nobody can say whether all parts did their job")
             status = 1

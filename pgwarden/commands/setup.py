@@ -39,7 +39,8 @@ def init(arguments: argparse.Namespace) -> int:
         return 0
     print(f"Wrote {shown}.\n")
     print(f"The operator key of {operator}, shown this once and kept nowhere (the file holds its SHA-256):\n\n    {key}\n")
-    print("Keep it in a password store. Commands take it from PGWARDEN_OPERATOR_KEY, or from --operator-key-file.\n")
+    print("Keep it in a password store. Commands take it from PGWARDEN_OPERATOR_KEY, or from --operator-key-file; commands and the")
+    print("dashboard also from the file operator.key in the state folder, mode 0600.\n")
     print("Still to do:")
     for problem in open_points:
         print(f"  {problem}")

@@ -53,8 +53,15 @@ def test_a_file_that_holds_no_key_is_refused_without_showing_what_it_holds(tmp_p
 def test_no_key_file_says_which_variable_to_set(tmp_path: Path) -> None:
     with pytest.raises(SettingsRefused, match="PGWARDEN_OPERATOR_KEY_FILE"):
         operator_key(None)
-    with pytest.raises(SettingsRefused, match="No such file"):
+
+
+def test_a_missing_key_file_says_where_to_put_the_key(tmp_path: Path) -> None:
+    with pytest.raises(SettingsRefused) as refused:
         operator_key(tmp_path / "missing")
+    assert str(refused.value) == (
+        f"{tmp_path}/missing cannot be read (No such file or directory): put an operator key into it, with mode 0600, or name "
+        "another file with PGWARDEN_OPERATOR_KEY_FILE."
+    )
 
 
 def test_the_command_line_spells_out_what_keeps_the_dashboard_closed(tmp_path: Path) -> None:

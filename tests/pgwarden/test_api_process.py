@@ -376,6 +376,10 @@ def test_health_says_that_no_gateway_runs_and_what_one_says_of_itself(folder: Pa
             False,
             "disk full",
         )
+        with socket.socket(socket.AF_UNIX) as left_behind:
+            left_behind.bind(os.path.relpath(path) if len(str(path)) > 100 else str(path))
+        time.sleep(0.6)
+        assert "start it with pgwarden gateway" in api.get("/v1/health").json()["problems"][0]
 
 
 @contextmanager
