@@ -550,6 +550,10 @@ class Session:
             self._texts += 1
             verdict = Deny(script.sqlstate, "parse", script.message)
             return KnownScript(KnownText(self._texts, None, verdict, self._epoch), (), "")
+        if len(script.statements) > self._settings.script_statements_max:
+            self._texts += 1
+            limit = f"a text may hold {self._settings.script_statements_max} statements at most: send it in parts"
+            return KnownScript(KnownText(self._texts, None, Deny("54000", "limit", limit), self._epoch), (), script.fingerprint)
         parts: list[KnownText] = []
         refused: Deny | None = None
         for statement in script.statements:

@@ -32,6 +32,7 @@ class GatewaySettings:
     failure_delay_seconds: float = 1.0
 
     statement_bytes_max: int = 256 * 1024  # libpg_query needs about 100 times that in memory
+    script_statements_max: int = 1_000  # of one text, each decided and recorded by itself: 24,000 hold up everybody for 0.3 s
     scripts_cached_bytes_max: int = 8 * 2**20
     script_cached_bytes_max: int = 16 * 1024  # one long statement must not evict everyone's
     session_texts_max: int = 512  # numbered texts a session; beyond it numbering begins anew

@@ -313,3 +313,13 @@ def test_portals_are_counted() -> None:
     talk.client(q("BEGIN") + p("SELECT 1"))
     talk.client(*(b("", f"p{number}") for number in range(6)))
     assert [fact.sqlstate for fact in talk.facts(StatementDenied) if isinstance(fact, StatementDenied)] == ["54000"]
+
+
+def test_a_text_of_very_many_statements_is_refused_whole(talk: Talk) -> None:
+    talk.client(q("SELECT 1;" * 1_001))
+    (denied,) = talk.facts(StatementDenied)
+    assert isinstance(denied, StatementDenied)
+    assert denied.sqlstate == "54000"
+    assert not talk.facts(StatementStarted)
+    talk.client(q("SELECT 1;" * 1_000))
+    assert len(talk.facts(StatementStarted)) == 1_000
