@@ -138,7 +138,7 @@ def _compared(executions: Sequence[Ran], server: _Server) -> Iterable[str]:
             yield f"ran and is not recorded: {line.text}"
             continue
         parts, at = _parts(executions, at, line)
-        if len(parts) == 1 and parts[0].outcome == "ok" and not line.simple:
+        if len(parts) == 1 and parts[0].outcome == "ok":
             server.doubtful += [(sqlstate, line.text) for sqlstate in line.errors]
             line.errors.clear()
         yield from _ended_alike(parts, line)
@@ -149,6 +149,8 @@ def _compared(executions: Sequence[Ran], server: _Server) -> Iterable[str]:
 
 
 def _belongs(ran: Ran, line: Line) -> bool:
+    if ran.text == line.text and (ran.outcome == "skipped" or (ran.outcome == "error" and not line.errors)):
+        return False  # it never began: the line is of a later one of the same text
     if line.simple:
         return line.text.startswith(ran.text)
     return line.text == ran.text or (ran.text.startswith("PREPARE ") and ran.text in line.text)  # the string that prepared it
@@ -167,7 +169,9 @@ def _parts(executions: Sequence[Ran], at: int, line: Line) -> tuple[list[Ran], i
 
 
 def _did_not_run(ran: Ran, server: _Server) -> Iterable[str]:
-    if ran.outcome == "ok" or ran.outcome == "suspended":
+    if not ran.text:
+        return  # the server tells of an empty Query, and not of an empty Execute
+    if ran.outcome in ("ok", "suspended"):
         yield f"is recorded as run ({ran.outcome}) and did not: {ran.text}"
     elif ran.outcome == "error":
         for errors in (server.doubtful, server.errors):
