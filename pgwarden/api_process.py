@@ -77,8 +77,6 @@ class CannotStart(Exception):
 
 def run(config: Config) -> int:
     """Exit status: 0 stopped as asked, 1 could not start or go on."""
-    for chatty in ("httpx", "uvicorn.error"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         return uvloop.run(_run(config))
     except (CannotStart, OSError, LogCorrupt, LogLocked, LogUnavailable, TablesBusy) as error:

@@ -46,6 +46,8 @@ def _process(arguments: argparse.Namespace, module: str) -> int:
     if (config := _config(arguments)) is None:
         return 2
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for chatty in ("httpx", "uvicorn.error"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     return cast(Run, importlib.import_module(module).run)(config)
 
 
