@@ -127,6 +127,8 @@ async def _login(
             response = messages.message(kind, body)
             raise UpstreamRefused(response, messages.error_fields(body).get("M", ""), messages.sqlstate_of(body))
         if kind == b"R":
+            if len(body) < 4:
+                raise ValueError("an authentication message without a code")
             code = int.from_bytes(body[:4], "big")
             if code == 10:
                 offered = body[4:].rstrip(b"\0").decode("ascii", "replace").split("\0")
