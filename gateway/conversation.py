@@ -41,19 +41,21 @@ class _Held:
     def __init__(self, channel: Channel, recorder: Recorder) -> None:
         self._channel = channel
         self._recorder = recorder
-        self._queue: deque[tuple[int, bytes]] = deque()
+        self._queue: deque[tuple[int, bytes, bool]] = deque()
+        self.whole = True  # what was written so far ends with the end of a message
         self.bytes = 0
         self.since = 0.0  # when the oldest began to wait; 0.0 = nothing waits
         self.on_released: Callable[[], None] | None = None
 
-    def write(self, data: bytes, ticket: int) -> None:
-        """`ticket` 0: nothing to wait for but what waits already."""
+    def write(self, data: bytes, ticket: int, whole: bool = True) -> None:
+        """`ticket` 0: nothing to wait for but what waits already. `whole`: `data` ends with the end of a message."""
         if not self._queue and ticket <= self._recorder.durable:
             self._channel.write(data)
+            self.whole = whole
             return
         if not self._queue:
             self.since = time.monotonic()
-        self._queue.append((ticket, data))
+        self._queue.append((ticket, data, whole))
         self.bytes += len(data)
         if ticket > self._recorder.durable:
             self._recorder.when_durable(ticket, self._release)
@@ -66,7 +68,7 @@ class _Held:
     def _release(self) -> None:
         released = False
         while self._queue and self._queue[0][0] <= self._recorder.durable:
-            _, data = self._queue.popleft()
+            _, data, self.whole = self._queue.popleft()
             self.bytes -= len(data)
             self._channel.write(data)
             released = True
@@ -116,8 +118,6 @@ class Conversation:
         self._opened_mono_us = mono_us()
         self._last_active = time.monotonic()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._reason = ""
-        self._sqlstate = ""
         self._server_quiet = asyncio.Event()
         self.finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -148,7 +148,8 @@ class Conversation:
                     self._to_server.write(command.data, self._ticket if command.held else 0)
                 case ToClient():
                     if not self._muted:
-                        self._to_client.write(command.data, self._ticket if command.held else 0)
+                        whole = self.core.at_message_boundary()
+                        self._to_client.write(command.data, self._ticket if command.held else 0, whole)
                 case Analyze():
                     self._stalled = True
                     self._spawn(self._analyze(command.text))
@@ -312,16 +313,15 @@ class Conversation:
                     await self.cancel()
 
     async def _say(self, error: Error) -> None:
-        """The last word to the client: behind what waits for its record, on a message's boundary, or not at all."""
-        whole = self.core.at_message_boundary()  # now: what comes from here on is not passed on
+        """The last word to the client: behind what its record lets go in time, on a message's boundary, or not at all."""
         self._muted = True
         if self._to_client.bytes:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(0.5):
                     await self._recorder.recorded(self._ticket)
-        if not self._to_client.bytes and whole:
-            self._client.write(messages.error_response(error))
         self._to_client.drop()
+        if self._to_client.whole:
+            self._client.write(messages.error_response(error))
 
     def _lose_server(self) -> None:
         self._carry_out(self.core.server_lost(now_us(), mono_us()))

@@ -592,9 +592,17 @@ class Gateway:
                 self.identity_changed(grant.agent, grant.expires_at_us)
             self._expired_until_us = moment
 
+    def _forget_failures(self) -> None:
+        """What is older than the minute that counts."""
+        oldest = time.monotonic() - 60
+        for counted in (self._failures, self._stray_cancels):
+            for host in [host for host, moments in counted.items() if moments[-1] < oldest]:
+                del counted[host]
+
     async def _read_catalogs(self) -> None:
         while True:
             await self.read_catalogs()
+            self._forget_failures()
             await asyncio.sleep(self._settings.catalog_seconds if len(self._callable_names) == len(self._places) else 1.0)
 
     async def read_catalogs(self) -> None:

@@ -46,7 +46,6 @@ class GatewaySettings:
 
     held_bytes_max: int = 1 * 2**20  # held back for a record, each direction; then the other side is not read
     held_seconds_max: float = 10.0  # for a record that does not reach the disk; then the session ends
-    write_buffer_bytes: int = 256 * 1024
     idle_seconds_max: float = 3_600.0
     keepalive_seconds: int = 60
     unacknowledged_ms: int = 30_000  # TCP_USER_TIMEOUT: a vanished peer ends its session
