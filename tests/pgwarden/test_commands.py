@@ -201,6 +201,9 @@ def test_the_life_of_an_agent_on_the_command_line(house: House, wait_for: Callab
     assert "select on public.orders" in house.run("grants", "--agent", "reporter", "--state", "approved")[1]
     assert house.run("grants", "--state", "denied")[1] == "there is no such grant\n"
     assert house.run("health")[0] == 0
+    until = time.monotonic() + 5  # the tables follow the log
+    while house.json("sessions", "--live", "--agent", "reporter")["items"] and time.monotonic() < until:
+        time.sleep(0.05)
     code, out, _ = house.run("retire", "reporter", "--reason", "project over")
     assert (code, out) == (0, "reporter is retired; it can open no session\nno session was open\n")
     code, _, err = house.run("reinstate", "reporter")
