@@ -440,7 +440,7 @@ def _fill(stage: Stage) -> str:
     kinds = {name: ["VARCHAR"] if kind == "VARCHAR[]" else kind for name, kind in stage.columns.items()}
     structure = msgspec.json.encode([kinds]).decode()
     columns = ", ".join(f'r."{name}"' for name in stage.columns)
-    source = f"(select unnest(from_json($1::json, '{structure}')) as r)"  # noqa: S608 - names from the code alone
+    source = f"(select unnest(from_json($1::json, '{structure}')) as r)"
     return f"insert into {stage.name} select {columns} from {source}"  # noqa: S608
 
 
