@@ -42,6 +42,7 @@ class _Server:
     lines: list[Line] = field(default_factory=list)
     errors: list[tuple[str, str]] = field(default_factory=list)  # SQLSTATE and text of those that never began to run
     doubtful: list[tuple[str, str]] = field(default_factory=list)  # of the run before, or of the same text's next Parse or Bind
+    continued: list[str] = field(default_factory=list)  # texts of portals that were run again: on, or when they were done
     replaced: int = 0
 
 
@@ -125,6 +126,8 @@ def _served(
                 server.lines.append(Line(message.removeprefix("statement: "), simple=True))
             elif prepared is not None and not prepared[1]:
                 server.lines.append(Line(message[prepared.end() :], simple=False))
+            elif prepared is not None:
+                server.continued.append(message[prepared.end() :])
             elif message.startswith("fastpath"):
                 server.lines.append(Line(message, simple=True))
         elif entry.get("error_severity") in ("ERROR", "FATAL", "PANIC"):
@@ -185,7 +188,9 @@ def _parts(executions: Sequence[Ran], at: int, line: Line) -> tuple[list[Ran], i
 def _did_not_run(ran: Ran, server: _Server) -> Iterable[str]:
     if not ran.text:
         return  # the server tells of an empty Query, and not of an empty Execute
-    if ran.outcome in ("ok", "suspended"):
+    if ran.outcome in ("ok", "suspended") and ran.text in server.continued:
+        server.continued.remove(ran.text)
+    elif ran.outcome in ("ok", "suspended"):
         yield f"is recorded as run ({ran.outcome}) and did not: {ran.text}"
     elif ran.outcome == "error":
         for errors in (server.doubtful, server.errors):
