@@ -59,6 +59,7 @@ class Gateway:
     """
 
     folder: Path  # the state
+    projected: Callable[[], bool]  # whether the API's tables hold all that is in the log
     log_state: dict[str, object] = field(default_factory=lambda: dict(RECORDS))
     states: dict[str, str] = field(default_factory=dict)
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.new_event_loop)
@@ -97,7 +98,9 @@ class Gateway:
         return under
 
     def record(self) -> None:
+        """A page that looks once must find it."""
         self.run(self.writer.write())
+        until(self.projected, "the tables hold what was recorded")
 
     def close(self) -> None:
         async def finish() -> None:
@@ -148,6 +151,9 @@ class House:
 
     def get(self, path: str) -> httpx.Response:
         return httpx.get(f"http://127.0.0.1:{self.api_port}{path}", headers={"Authorization": f"Bearer {ALICE}"})
+
+    def projected(self) -> bool:
+        return bool(self.get("/v1/health").json()["projection"]["lag_records"] == 0)
 
     def post(self, path: str, body: dict[str, object], by: str = BOB) -> dict[str, str]:
         answer = httpx.post(f"http://127.0.0.1:{self.api_port}{path}", json=body, headers={"Authorization": f"Bearer {by}"})
@@ -229,7 +235,7 @@ key_sha256 = "{BOB_SHA256}"
 
 @pytest.fixture(scope="module")
 def gateway(house: House) -> Iterator[Gateway]:
-    made = Gateway(house.folder / "state")
+    made = Gateway(house.folder / "state", house.projected)
     yield made
     made.close()
 
@@ -241,6 +247,7 @@ def browser() -> Iterator[BrowserContext]:
             profile, executable_path=CHROMIUM, headless=True, args=list(FLAGS), viewport={"width": 1440, "height": 1000}
         )
         context.set_default_timeout(15_000)
+        expect.set_options(timeout=15_000)  # a page takes a tenth of it; two busy cores take what they like
         yield context
         context.close()
 
