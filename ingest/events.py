@@ -12,12 +12,14 @@ from typing import Final, Literal, TypeAlias
 
 import msgspec
 
-Topic: TypeAlias = Literal["identity", "sessions", "statements", "commands", "findings"]
-TOPICS: Final[tuple[Topic, ...]] = ("identity", "sessions", "statements", "commands", "findings")
+Topic: TypeAlias = Literal["identity", "sessions", "statements", "commands", "findings", "observations"]
+TOPICS: Final[tuple[Topic, ...]] = ("identity", "sessions", "statements", "commands", "findings", "observations")
 
 Outcome: TypeAlias = Literal["ok", "error", "skipped", "suspended", "unknown"]
 """How one execution ended. `skipped`: Postgres passed over it after an earlier error. `suspended`: a portal was left before its
 end. `unknown`: the gateway or the server went away before the answer came."""
+Resolution: TypeAlias = Literal["committed", "aborted", "not executed"]
+"""What evidence says of an execution whose outcome is `unknown`."""
 
 
 class Stamp(msgspec.Struct, frozen=True, array_like=True):
@@ -43,7 +45,7 @@ class Stamp(msgspec.Struct, frozen=True, array_like=True):
     upstream_port: int  # the gateway's local port of the upstream connection: Postgres logs it as remote_port
 
 
-# -- identity: agents, grants, revocations (topic "identity", key = agent) ---------------------------------------------------------
+# -- identity: agents, grants, revocations (topic "identity", key = agent, or "*" where it concerns more) --------------------------
 
 
 class _Fact(msgspec.Struct, frozen=True, array_like=True):
@@ -93,6 +95,73 @@ class AgentRetired(_Fact, frozen=True, tag=5):
     """Offboarded for good: the name can never act again, nor be registered again."""
 
     at_us: int
+    agent: str
+    reason: str
+    operator: str
+    request: str = ""
+
+
+class AllRevoked(_Fact, frozen=True, tag=6):
+    """Break glass: nobody may act until AllReinstated. Key "*"; what was revoked one by one stays so afterwards."""
+
+    at_us: int
+    reason: str
+    operator: str
+    request: str = ""
+
+
+class AllReinstated(_Fact, frozen=True, tag=7):
+    at_us: int
+    reason: str
+    operator: str
+    request: str = ""
+
+
+class SubjectRevoked(_Fact, frozen=True, tag=8):
+    """One issuer's subject may not act, through whichever agent: as the token's `sub`, or as the one it acts on behalf of."""
+
+    at_us: int
+    issuer: str
+    subject: str
+    reason: str
+    operator: str
+    request: str = ""
+
+
+class SubjectReinstated(_Fact, frozen=True, tag=9):
+    at_us: int
+    issuer: str
+    subject: str
+    reason: str
+    operator: str
+    request: str = ""
+
+
+class GroupRevoked(_Fact, frozen=True, tag=14):
+    """No token of this issuer that names this group may act."""
+
+    at_us: int
+    issuer: str
+    group: str
+    reason: str
+    operator: str
+    request: str = ""
+
+
+class GroupReinstated(_Fact, frozen=True, tag=15):
+    at_us: int
+    issuer: str
+    group: str
+    reason: str
+    operator: str
+    request: str = ""
+
+
+class SessionRevoked(_Fact, frozen=True, tag=16):
+    """This one session must end; its agent may open another."""
+
+    at_us: int
+    session: str
     agent: str
     reason: str
     operator: str
@@ -155,6 +224,18 @@ class GrantRevoked(_Fact, frozen=True, tag=13):
     request: str = ""
 
 
+class GrantNarrowed(_Fact, frozen=True, tag=17):
+    """From here on the grant allows `scope`, a part of what it allowed before; sessions that rest on it go on within that."""
+
+    at_us: int
+    grant: str
+    agent: str
+    scope: Scope
+    operator: str
+    reason: str
+    request: str = ""
+
+
 # -- sessions (topic "sessions", key = agent) ------------------------------------------------------------------------------------
 
 
@@ -168,6 +249,7 @@ class SessionOpened(_Fact, frozen=True, tag=20):
     tls: str  # protocol version, "" in clear
     protocol: str  # "3.0", "3.2"
     durability: str
+    groups: tuple[str, ...] = ()  # of the token
 
 
 class SessionDenied(_Fact, frozen=True, tag=21):
@@ -307,6 +389,15 @@ class StatementParameters(_Fact, frozen=True, tag=34):
     values: tuple[str | None, ...]
 
 
+class OutcomeResolved(_Fact, frozen=True, tag=35):
+    """What became of an execution whose outcome was `unknown`. The outcome itself stays as it was recorded."""
+
+    at_us: int
+    execution: int
+    resolution: Resolution
+    evidence: str  # the rule and the facts that it rests on, in one sentence
+
+
 # -- commands (topic "commands", key = session) -----------------------------------------------------------------------------------
 
 
@@ -336,6 +427,48 @@ class FindingRaised(_Fact, frozen=True, tag=50):
     evidence: tuple[str, ...]  # event ids
 
 
+# -- observations: what others than the gateway saw or did -------------------------------------------------------------------------
+
+
+class SessionReaped(_Fact, frozen=True, tag=60):
+    """A backend that its own gateway did not end, ended by the watchdog. Key = agent. A proof, as SessionKilled is."""
+
+    at_us: int
+    session: str
+    agent: str
+    gateway: str  # the one that should have
+    boot: int
+    cause: str  # as SessionKilled's, or "gateway gone"
+    requested_us: int  # when the fact that caused it was recorded; for "gateway gone" when the gateway was missed first
+    decided_us: int
+    backend_gone_us: int  # 0 when the proof did not come within the time limit
+    backend_pid: int
+    reason: str
+    watchdog: str  # who did it
+
+
+class GatewayReported(_Fact, frozen=True, tag=61):
+    """A gateway's word on itself, every second or so, where the log is Kafka. Key = gateway."""
+
+    at_us: int
+    gateway: str
+    boot: int
+    pid: int
+    available: bool  # whether statements can be recorded
+    since_us: int  # when that began
+    reason: str  # "" while available
+    refused: int  # statements, while it was not
+    pending_bytes: int  # recorded and not yet on this gateway's disk
+    backlog_bytes: int  # on its disk and not yet with the brokers
+    identity_at_us: int  # `at_us` of the newest identity event that it acts on
+    sessions: int
+    statements: int
+    denied: int
+    sessions_opened: int
+    sessions_denied: int
+    killed: int
+
+
 IdentityEvent: TypeAlias = (
     AgentRegistered
     | AgentKeyReplaced
@@ -346,6 +479,14 @@ IdentityEvent: TypeAlias = (
     | GrantApproved
     | GrantDenied
     | GrantRevoked
+    | GrantNarrowed
+    | AllRevoked
+    | AllReinstated
+    | SubjectRevoked
+    | SubjectReinstated
+    | GroupRevoked
+    | GroupReinstated
+    | SessionRevoked
 )
 SessionEvent: TypeAlias = (
     SessionOpened
@@ -358,8 +499,11 @@ SessionEvent: TypeAlias = (
     | GatewayStopped
     | LogRecovered
 )
-StatementEvent: TypeAlias = StatementDefined | StatementStarted | StatementDenied | StatementFinished | StatementParameters
-Event: TypeAlias = IdentityEvent | SessionEvent | StatementEvent | SessionEndOrdered | FindingRaised
+StatementEvent: TypeAlias = (
+    StatementDefined | StatementStarted | StatementDenied | StatementFinished | StatementParameters | OutcomeResolved
+)
+ObservationEvent: TypeAlias = SessionReaped | GatewayReported
+Event: TypeAlias = IdentityEvent | SessionEvent | StatementEvent | SessionEndOrdered | FindingRaised | ObservationEvent
 
 
 class Frame(msgspec.Struct, frozen=True, array_like=True):

@@ -18,6 +18,7 @@ from ingest.events import (
     FindingRaised,
     Frame,
     IdentityEvent,
+    ObservationEvent,
     SessionEndOrdered,
     SessionEvent,
     Stamp,
@@ -34,6 +35,7 @@ TOPIC_OF: Final[dict[type, Topic]] = {
     **dict.fromkeys(get_args(StatementEvent), "statements"),
     SessionEndOrdered: "commands",
     FindingRaised: "findings",
+    **dict.fromkeys(get_args(ObservationEvent), "observations"),
 }
 
 EVENT_OVERHEAD_BYTES: Final = 112  # what the interpreter adds to a waiting event: a bytes, a Raw and a tuple (sys.getsizeof)

@@ -1,14 +1,15 @@
 """In come frames by topic and key; out come the same frames, in order, for as long as they are kept.
 
-The contract of a log. `segments.py`, `memory.py` and (later) `kafka.py` keep it; `tests/ingest/test_log_contract.py` is its test.
+The contract of a log. `segments.py`, `memory.py` and `kafka.py` keep it; `tests/ingest/test_log_contract.py` is its test.
 
 A topic is split into partitions; the partition of a key is murmur2(key) as in Kafka's default partitioner, so that a move to
-another backend keeps each key's place. Offsets count records within a partition, dense, from 0. One process writes a topic.
+another backend keeps each key's place. Offsets count records within a partition, dense, from 0. In segments one process writes a
+topic; with Kafka many may.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -72,6 +73,22 @@ class Subscription(Protocol):
     def close(self) -> None: ...
 
 
+class GroupSubscription(Subscription, Protocol):
+    """As a Subscription, of those partitions that this member of the group has now; it begins where the group committed last."""
+
+    async def commit(self, offsets: Mapping[Partition, int]) -> None:
+        """Return once a later member of the group would begin at these offsets: the next that it has not done yet.
+
+        Raises:
+            LogUnavailable: It may or may not be so. Also when another member has the partition by now.
+        """
+        ...
+
+    async def committed(self) -> dict[Partition, int]:
+        """Where the group stands, 0 where it never committed. Of every partition of its topics, whoever has them."""
+        ...
+
+
 class EventLog(Protocol):
     async def append(self, entries: Sequence[Entry]) -> Sequence[Position]:
         """Return once every entry would survive a crash of this machine. All entries, or an exception.
@@ -87,6 +104,24 @@ class EventLog(Protocol):
         """
         ...
 
+    def append_nowait(self, entries: Sequence[Entry]) -> None:
+        """Take the entries into a bounded buffer, in order with every other append; `flush` says what became of them.
+
+        Raises:
+            LogUnavailable: The buffer is full. No entry was taken.
+            ValueError: As append().
+        """
+        ...
+
+    async def flush(self) -> None:
+        """Return once all that append_nowait() took before is durable.
+
+        Raises:
+            LogUnavailable, LogLocked, LogCorrupt: As append(), for any of those entries since the last flush(). They are dropped:
+                who must lose none appends, and appends again.
+        """
+        ...
+
     def assign(self, offsets: dict[Partition, int]) -> Subscription:
         """Read from these offsets on, in no group. Ends never; sees what other processes append.
 
@@ -94,10 +129,29 @@ class EventLog(Protocol):
         """
         ...
 
+    def subscribe(self, topics: Sequence[str], group: str) -> GroupSubscription:
+        """Read as a member of a group: each partition is one member's at a time, and passes to another when that one ends.
+
+        Kafka shares a topic's partitions among the members; segments and memory give them all to one, and the others wait.
+        """
+        ...
+
     def partitions(self, topic: str) -> int: ...
 
+    async def offsets(self, topic: str) -> dict[Partition, int]:
+        """The next offset of each partition: all whose append had returned, in any process, before this call, lie below.
+
+        Raises:
+            LogUnavailable: The log does not answer.
+        """
+        ...
+
     def end_offsets(self, topic: str) -> dict[Partition, int]:
-        """The next offset of each partition, as far as this process can see now."""
+        """As `offsets`, at once: as far as this process can see now, which with Kafka may be a moment old."""
+        ...
+
+    def begin_offsets(self, topic: str) -> dict[Partition, int]:
+        """The first offset of each partition that is still kept: 0 until retention or `trim` took the beginning away."""
         ...
 
     async def close(self) -> None:
