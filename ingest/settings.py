@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Final, Literal, TypeAlias
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,3 +33,46 @@ class RecorderSettings:
     buffer_high_water: float = 0.75  # of it: from here on `available` is False, so that sessions can still record their end
     stall_seconds: float = 5.0  # a write without an answer for this long makes `available` False
     close_seconds_max: float = 5.0  # close() gives what is still waiting this long to become durable
+
+
+Sasl: TypeAlias = Literal["", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
+
+PARTITIONS: Final[Mapping[str, int]] = MappingProxyType(
+    {"identity": 1, "commands": 1, "sessions": 8, "statements": 16, "findings": 4, "observations": 4, "checkpoints": 1}
+)
+"""Of each topic in Kafka. Of `identity` and `commands` each gateway and worker reads all: one partition, so one order for everybody."""
+
+
+@dataclass(frozen=True, slots=True)
+class KafkaSettings:
+    bootstrap: tuple[str, ...]  # HOST:PORT of some brokers
+    tls: bool = True
+    ca_file: str = ""  # PEM; "" = the system's trust store
+    certificate_file: str = ""  # PEM, with `key_file`: a client certificate
+    key_file: str = ""
+    sasl: Sasl = ""
+    user: str = ""
+    password: Callable[[], str] = str  # asked at each connection; never stored
+    topic_prefix: str = "pgwarden."
+    partitions: Mapping[str, int] = field(default_factory=lambda: PARTITIONS)
+    replication: int = 3
+    in_sync_min: int = 2  # brokers that have a record before it is acknowledged
+    retention_days: int = 90  # of sessions, statements, findings and observations; the others are kept for ever
+    record_bytes_max: int = 2**20  # max.message.bytes of our topics is this and some room; a frame is cut far below it
+    linger_ms: float = 5.0
+    batch_bytes: int = 128 * 2**10
+    append_seconds_max: float = 10.0  # without an acknowledgement: LogUnavailable, and the outcome is unknown
+    waiting_bytes_max: int = 64 * 2**20  # appended and not yet acknowledged
+    fetch_wait_ms: int = 250  # a broker answers a fetch that finds nothing after this long
+    poll_bytes_max: int = 4 * 2**20
+    end_offsets_age_ms: float = 100.0  # `end_offsets` may be this old
+    session_seconds: float = 10.0  # a group's member that says nothing for so long has ended (event-log 6.2: 60 is too long)
+
+
+@dataclass(frozen=True, slots=True)
+class RelaySettings:
+    backlog_bytes_max: int = 2**30  # on this disk and not with the brokers; beyond it no statement is forwarded
+    stale_seconds_max: float = 10.0  # without word of the brokers for so long, no new session is admitted
+    batch_records_max: int = 500  # on their way to the brokers at once
+    report_ms: float = 1000.0  # between two GatewayReported
+    keep_seconds: float = 86_400.0  # what the brokers have stays on this disk for so long
