@@ -40,7 +40,7 @@ Sasl: TypeAlias = Literal["", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
 PARTITIONS: Final[Mapping[str, int]] = MappingProxyType(
     {"identity": 1, "commands": 1, "sessions": 8, "statements": 16, "findings": 4, "observations": 4, "checkpoints": 1}
 )
-"""Of each topic in Kafka. Each gateway and worker reads all of `identity` and `commands`: one partition, one order for everybody."""
+"""Of each topic in Kafka. Each gateway and worker reads all of `identity` and `commands`: one partition, one order for all."""
 
 
 @dataclass(frozen=True, slots=True)
