@@ -1,6 +1,7 @@
 """The processors in this process: the log's frames to enforcement at once, and to the tables a few times a second.
 
-The two read the log each for itself, so that neither a slow commit nor a broken table holds a revocation back.
+The two read the log each for itself, so that neither a slow commit nor a broken table holds a revocation back. Where workers
+enforce (the log is Kafka), the runner only projects.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class Lag:
     enforcement_records: int  # in the log and not weighed by enforcement
     orders_pending: int  # concluded and not yet durable
     live_sessions: int  # as enforcement sees them
+    enforcing: bool  # False: workers do it, and the three figures above say nothing
     projection_error: str  # "" when all is well
     enforcement_error: str
 
@@ -61,12 +63,15 @@ class Runner:
         order: Order,
         settings: AnalyticsSettings,
         now_us: Callable[[], int] = _now_us,
+        *,
+        enforce: bool = True,
     ) -> None:
         self._log = log
         self._store = store
         self._order = order
         self._settings = settings
         self._now_us = now_us
+        self._enforced: tuple[Topic, ...] = ENFORCED if enforce else ()
         self._state = enforcement.State()
         self._replaying = True
         self._pending: dict[str, SessionEndOrdered] = {}
@@ -84,11 +89,12 @@ class Runner:
         if self._store.notice:
             _log.warning("%s", self._store.notice)
         async with asyncio.TaskGroup() as tasks:
-            self._log_at_start = {place: end for topic in ENFORCED for place, end in self._log.end_offsets(topic).items()}
-            for topic in ENFORCED:
-                tasks.create_task(self._enforce(topic), name=f"enforce {topic}")
-            tasks.create_task(self._tick(), name="tick")
-            tasks.create_task(self._deliver(), name="deliver orders")
+            if self._enforced:
+                self._log_at_start = {place: end for topic in ENFORCED for place, end in self._log.end_offsets(topic).items()}
+                for topic in ENFORCED:
+                    tasks.create_task(self._enforce(topic), name=f"enforce {topic}")
+                tasks.create_task(self._tick(), name="tick")
+                tasks.create_task(self._deliver(), name="deliver orders")
             tasks.create_task(self._project(), name="project")
 
     def lag(self) -> Lag:
@@ -99,20 +105,21 @@ class Runner:
         return Lag(
             records=behind,
             seconds=now - self._current_at,
-            enforcement_records=self._behind(self._weighed, ENFORCED),
+            enforcement_records=self._behind(self._weighed, self._enforced),
             orders_pending=len(self._pending),
             live_sessions=len(self._state.sessions),
+            enforcing=bool(self._enforced),
             projection_error=self._projection_error,
             enforcement_error="; ".join(self._enforcement_errors.values()),
         )
 
     async def caught_up(self) -> None:
-        """Return once the tables hold all that is in the log now, and enforcement has weighed it."""
+        """Return once the tables hold all that is in the log now, and enforcement, if it is ours, has weighed it."""
         ends = self._ends()
 
         def reached() -> bool:
             return all(
-                self._projected.get(place, 0) >= end and (place[0] not in ENFORCED or self._weighed.get(place, 0) >= end)
+                self._projected.get(place, 0) >= end and (place[0] not in self._enforced or self._weighed.get(place, 0) >= end)
                 for place, end in ends.items()
             )
 

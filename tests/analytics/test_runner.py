@@ -43,10 +43,15 @@ class Orders:
 
 @contextlib.asynccontextmanager
 async def running(
-    log: SegmentLog, settings: AnalyticsSettings, orders: Orders, now_us: Callable[[], int] = lambda: START_US
+    log: SegmentLog,
+    settings: AnalyticsSettings,
+    orders: Orders,
+    now_us: Callable[[], int] = lambda: START_US,
+    *,
+    enforce: bool = True,
 ) -> AsyncIterator[tuple[Runner, Store]]:
     store = await asyncio.to_thread(Store.open, settings)
-    runner = Runner(log, store, orders, settings, now_us)
+    runner = Runner(log, store, orders, settings, now_us, enforce=enforce)
     task = asyncio.create_task(runner.run())
     try:
         async with asyncio.timeout(10):
@@ -124,6 +129,21 @@ async def test_a_revocation_is_ordered_while_a_commit_takes_long(log: SegmentLog
             order = await orders.first()
         assert (order.session, order.cause, order.reason) == ("s", "agent revoked", "leaked")
         assert orders.at["s"] - began < 1.0  # 25 ms on a quiet machine; the promise of 100 ms is measured by the benchmark
+
+
+async def test_where_workers_enforce_the_runner_projects_and_orders_nothing(log: SegmentLog, settings: AnalyticsSettings) -> None:
+    orders = Orders()
+    async with running(log, settings, orders, enforce=False) as (runner, store):
+        gateway = Writer(log)
+        gateway.opened(stamp("s", "reporter"))
+        await gateway.write()
+        await revoke(log)
+        async with asyncio.timeout(10):
+            await runner.caught_up()
+        lag = runner.lag()
+        assert (store.counts()["session_records"], store.counts()["agent_events"]) == (1, 1)
+        assert (lag.enforcing, lag.enforcement_records, lag.live_sessions, lag.healthy) == (False, 0, 0, True)
+        assert orders.taken == []
 
 
 async def test_an_order_is_given_again_until_it_is_recorded(log: SegmentLog, settings: AnalyticsSettings) -> None:
