@@ -17,7 +17,7 @@ from identity.operators import Operator
 from identity.refusal import Refusal
 from tests.analytics.scenario import MINUTE, START_US
 
-IDLE_LAG = Lag(0, 0.0, 0, 0, 1, "", "")
+IDLE_LAG = Lag(0, 0.0, 0, 0, 1, True, "", "")
 GATEWAY: Mapping[str, object] = {
     "gateway": "gw-1",
     "boot": 2,
