@@ -250,6 +250,7 @@ class SessionOpened(_Fact, frozen=True, tag=20):
     protocol: str  # "3.0", "3.2"
     durability: str
     groups: tuple[str, ...] = ()  # of the token
+    identity_at_us: int = 0  # `at_us` of the newest identity event that the gateway knew when it let the session in; 0 = not told
 
 
 class SessionDenied(_Fact, frozen=True, tag=21):
