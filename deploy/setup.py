@@ -3,8 +3,8 @@
     python deploy/setup.py FOLDER [NAME=VALUE ...]
 
 What is there already stays, so that it may run at each start. Each subfolder is one reader's: `postgres`, `keycloak`, `pgwarden`.
-NAME=VALUE replaces a word of the templates (VALUES below), for a topology that stands elsewhere than in containers; `@process@` in it
-becomes the process's name. As root each subfolder is given to the account that its container runs as.
+NAME=VALUE replaces a word of the templates (VALUES below), for a topology that stands elsewhere than in containers; `@process@` in
+it becomes the process's name. As root each subfolder is given to the account that its container runs as.
 """
 
 from __future__ import annotations
