@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 TESTS ?= tests
 
-.PHONY: up test all-tests check format lint types contracts promises bench clean
+.PHONY: up test all-tests kafka check format lint types contracts promises bench clean
 
 up: $(VENV)/runtime
 	@$(BIN)/pgwarden up $(ARGS)
@@ -17,6 +17,17 @@ test: $(VENV)/development
 
 all-tests: $(VENV)/development
 	@$(BIN)/python -m pytest $(TESTS) $(ARGS)
+
+# A real Apache Kafka for the tests, 54 MB from Maven Central. Without it, or without Java, what needs a broker is skipped.
+kafka: $(VENV)/kafka/lib
+
+$(VENV)/kafka/lib: tests/kafka/pom.xml
+	@command -v mvn >/dev/null || { echo "on Debian: apt install default-jre-headless maven" >&2; exit 1; }
+	@rm -rf $@ $@.new
+	@mvn -B -q -f tests/kafka/pom.xml org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies \
+	  -DincludeScope=runtime -DoutputDirectory="$(abspath $@.new)"
+	@mv $@.new $@
+	@touch $@
 
 check: format lint types contracts promises all-tests
 
@@ -47,7 +58,7 @@ $(VENV)/runtime: pyproject.toml
 	@touch $@
 
 $(VENV)/development: $(VENV)/runtime
-	@$(BIN)/python -m pip install --quiet --group dev
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable '.[kafka]' --group dev
 	@touch $@
 
 clean:

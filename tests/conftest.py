@@ -20,6 +20,7 @@ from psycopg import sql
 
 from pgwarden.postgres import Postgres, PostgresSettings
 from pgwarden.postgres import free_port as a_free_port
+from tests.broker import Broker, Cluster, jars, make_certificates
 
 T = TypeVar("T")
 
@@ -166,7 +167,37 @@ def await_for() -> Callable[..., Awaitable[object]]:
     return _await_for
 
 
+def _kafka_lib(needs: Callable[[str, bool], None]) -> Path:
+    """The jars of Kafka; a test that needs a broker is skipped on a machine without them, or without Java."""
+    found = jars()
+    needs("kafka", found is not None)
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="session")
+def broker(needs: Callable[[str, bool], None], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """A real Apache Kafka with every listener that tests/broker.py has, for all tests: none may stop, kill or pause it."""
+    folder = tmp_path_factory.mktemp("kafka")
+    with Broker(folder / "broker", _kafka_lib(needs), certificates=make_certificates(folder / "certificates")) as running:
+        yield running
+
+
 @pytest.fixture
+def own_broker(needs: Callable[[str, bool], None], tmp_path: Path) -> Iterator[Broker]:
+    """A broker of one test, which may kill, pause and restart it. Clear text only; 3 s to start."""
+    with Broker(tmp_path / "broker", _kafka_lib(needs)) as running:
+        yield running
+
+
+@pytest.fixture
+def cluster(needs: Callable[[str, bool], None], tmp_path: Path) -> Iterator[Cluster]:
+    """Three brokers of one test; any one may be gone."""
+    with Cluster(tmp_path / "cluster", _kafka_lib(needs)) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
 def needs() -> Callable[[str, bool], None]:
     """`needs("chromium", found)` skips a test on a machine that lacks what it needs, and fails it where that must be there.
 
