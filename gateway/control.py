@@ -1,10 +1,12 @@
-"""The gateway's own connection to each Postgres: who runs there, ending a backend, and the functions that users defined."""
+"""Our own connection to each Postgres: who runs there, ending a backend, and the functions that users defined."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+import select
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, LiteralString
 
@@ -22,6 +24,27 @@ _TERMINATE: LiteralString = (
     "SELECT pg_catalog.pg_cancel_backend(pid), pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity"
     " WHERE pid OPERATOR(pg_catalog.=) %s AND backend_start OPERATOR(pg_catalog.=) %s"
 )
+# The same for many at once: a scan of pg_stat_activity costs as much for one as for all.
+_WANTED: LiteralString = (
+    " FROM pg_catalog.pg_stat_activity a, pg_catalog.unnest(%s::pg_catalog.int4[], %s::pg_catalog.timestamptz[]) AS w(pid, start)"
+    " WHERE a.pid OPERATOR(pg_catalog.=) w.pid AND a.backend_start OPERATOR(pg_catalog.=) w.start"
+)
+_TERMINATE_ALL: LiteralString = (
+    "SELECT a.pid, a.backend_start, pg_catalog.pg_cancel_backend(a.pid), pg_catalog.pg_terminate_backend(a.pid)" + _WANTED
+)
+_ALIVE_OF: LiteralString = "SELECT a.pid, a.backend_start" + _WANTED
+# What is ours alone: agents cannot choose this name (gateway/stamp.py), nor log in as this role.
+_OURS: LiteralString = (
+    "SELECT pid, backend_start, application_name FROM pg_catalog.pg_stat_activity"
+    " WHERE usename OPERATOR(pg_catalog.=) CURRENT_USER AND pg_catalog.starts_with(application_name, 'pgwarden/')"
+)
+_ANSWER: LiteralString = "SELECT 1"
+# What a user or a server may have set otherwise. An idle connection of ours is no idle session; and a server whose peer's machine
+# has died says so within ten seconds, not within its two hours.
+_OPTIONS: LiteralString = (
+    "-c search_path=pg_catalog,pg_temp -c statement_timeout=5000 -c idle_session_timeout=0"
+    " -c tcp_keepalives_idle=5 -c tcp_keepalives_interval=2 -c tcp_keepalives_count=2"
+)
 # `o.f` calls f(o) where o has no column f: so may every function that takes one argument and that PostgreSQL did not bring, be it
 # an extension's in pg_catalog. 16384 is FirstNormalObjectId.
 _CALLABLE: LiteralString = (
@@ -35,14 +58,28 @@ class ControlFailed(Exception):
     """The control connection could not answer."""
 
 
-class Control:
-    """One connection, used by one request at a time, made anew when it breaks. Held open, so that a kill needs no free slot."""
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """One server process and no other: a pid alone may be another's by now."""
 
-    def __init__(self, target: Target, sslmode: str, root_certificate: str, settings: GatewaySettings) -> None:
+    pid: int
+    start_us: int
+
+
+class Control:
+    """One connection, used by one request at a time, made anew when it breaks. Held open, so that a kill needs no free slot.
+
+    Its `application_name` says whose it is (`stamp.control_name`): as long as it is there, so is its gateway.
+    """
+
+    def __init__(
+        self, target: Target, sslmode: str, root_certificate: str, settings: GatewaySettings, application_name: str
+    ) -> None:
         self._target = target
         self._sslmode = sslmode
         self._root_certificate = root_certificate
         self._settings = settings
+        self._application_name = application_name
         self._lock = asyncio.Lock()
         self._connection: psycopg.AsyncConnection[Any] | None = None
 
@@ -63,9 +100,34 @@ class Control:
     async def callable_names(self) -> frozenset[str]:
         return frozenset(str(row[0]) for row in await self._rows(_CALLABLE, ()))
 
+    async def ours(self) -> list[tuple[Backend, str]]:
+        """Every backend of ours that this role may see, sessions' and controls', with its application name."""
+        return [(_backend(row), str(row[2])) for row in await self._rows(_OURS, ()) if isinstance(row[1], datetime)]
+
+    async def terminate_all(self, backends: Collection[Backend]) -> frozenset[Backend]:
+        """Cancel and terminate those that are there; return them."""
+        return await self._found(_TERMINATE_ALL, backends)
+
+    async def alive_of(self, backends: Collection[Backend]) -> frozenset[Backend]:
+        return await self._found(_ALIVE_OF, backends)
+
+    async def keep(self) -> None:
+        """See that the connection stands, and make it anew when it does not. Costs nothing while it does.
+
+        Raises ControlFailed when it cannot be made.
+        """
+        if not self._lock.locked() and (self._connection is None or _has_news(self._connection)):
+            await self._rows(_ANSWER, ())
+
     async def close(self) -> None:
         async with self._lock:
             await self._drop()
+
+    async def _found(self, query: LiteralString, backends: Collection[Backend]) -> frozenset[Backend]:
+        if not backends:
+            return frozenset()
+        wanted = ([backend.pid for backend in backends], [_timestamp(backend.start_us) for backend in backends])
+        return frozenset(_backend(row) for row in await self._rows(query, wanted))
 
     async def _rows(self, query: LiteralString, parameters: Sequence[object]) -> list[tuple[object, ...]]:
         async with self._lock:
@@ -91,9 +153,12 @@ class Control:
                 password=self._target.password(),
                 sslmode=self._sslmode,
                 sslrootcert=self._root_certificate or None,
-                application_name="pgwarden/control",
-                options="-c search_path=pg_catalog,pg_temp -c statement_timeout=5000",
+                application_name=self._application_name,
+                options=_OPTIONS,
                 autocommit=True,
+                keepalives_idle=5,
+                keepalives_interval=2,
+                keepalives_count=2,
                 connect_timeout=max(2, int(self._settings.upstream_connect_seconds_max)),
             )
         return self._connection
@@ -103,6 +168,22 @@ class Control:
         if connection is not None:
             with contextlib.suppress(psycopg.Error, OSError):
                 await connection.close()
+
+
+def _has_news(connection: psycopg.AsyncConnection[Any]) -> bool:
+    """Whether the server has said something unasked: mostly its last word. Not to be asked while a query runs."""
+    if connection.closed:
+        return True
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN | select.POLLRDHUP)
+    return bool(poll.poll(0))
+
+
+def _backend(row: tuple[object, ...]) -> Backend:
+    pid, start = row[:2]
+    assert isinstance(pid, int)
+    assert isinstance(start, datetime)
+    return Backend(pid, _microseconds(start))
 
 
 def _timestamp(us: int) -> datetime:

@@ -159,6 +159,9 @@ class Gateway:
         loop = asyncio.get_running_loop()
         self._spawn(self._tick())
         self._spawn(self._read_catalogs())
+        for place in self._places.values():  # each by itself: a database that does not answer must not hold up another's
+            self._spawn(_keep(place.watch))
+            self._spawn(_keep(place.kill))
         while True:
             try:
                 sock, address = await loop.sock_accept(self._listener)
@@ -658,6 +661,14 @@ class Gateway:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             asyncio.get_running_loop().call_exception_handler({"message": "a connection failed", "exception": error})
+
+
+async def _keep(control: Control) -> None:
+    """A gateway whose control connections are gone for seconds passes for dead: the watchdog ends its sessions."""
+    while True:
+        with contextlib.suppress(ControlFailed):
+            await control.keep()
+        await asyncio.sleep(1.0)
 
 
 def _negotiated(startup: StartupMessage, channel: Channel) -> int:

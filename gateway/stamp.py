@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -21,6 +23,10 @@ LABELS: Final = ("pgwarden.task", "pgwarden.invocation", "pgwarden.on_behalf_of"
 
 LABEL_CHARACTERS_MAX: Final = 200
 APPLICATION_NAME_BYTES_MAX: Final = 63  # NAMEDATALEN - 1
+
+CONTROL_PREFIX: Final = "pgwarden/control/"
+_DIGITS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
+_PLAIN: Final = re.compile(r"[A-Za-z0-9_.-]+")  # PostgreSQL replaces what is not ASCII in an application name
 
 WATCHED: Final = (
     "session_authorization",
@@ -102,6 +108,39 @@ def upstream_parameters(
 def stamped_application_name(agent: str, session: str) -> str:
     name = f"pgwarden/{agent}"[: APPLICATION_NAME_BYTES_MAX - len(session) - 1]
     return f"{name}/{session}"
+
+
+def bears(application_name: str, session: str) -> bool:
+    """Whether a backend of this name is this session's."""
+    return application_name.startswith("pgwarden/") and application_name.endswith(f"/{session}")
+
+
+def control_name(gateway: str, boot: int) -> str:
+    """The application name of this gateway's own connections in this boot, and of no other's."""
+    end = f"/{_base36(boot)}"
+    return CONTROL_PREFIX + _fitting(gateway, APPLICATION_NAME_BYTES_MAX - len(CONTROL_PREFIX) - len(end)) + end
+
+
+def watchdog_name(name: str) -> str:
+    prefix = "pgwarden/watchdog/"
+    return prefix + _fitting(name, APPLICATION_NAME_BYTES_MAX - len(prefix))
+
+
+def _fitting(name: str, bytes_max: int) -> str:
+    """The name itself where it fits, else a part of it with a hash of the whole."""
+    if len(name) <= bytes_max and _PLAIN.fullmatch(name):
+        return name
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    return "".join(_PLAIN.findall(name))[: bytes_max - 13] + "~" + digest
+
+
+def _base36(number: int) -> str:
+    digits = ""
+    while True:
+        number, rest = divmod(number, 36)
+        digits = _DIGITS[rest] + digits
+        if not number:
+            return digits
 
 
 def quote_identifier(name: str) -> str:

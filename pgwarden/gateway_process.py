@@ -14,11 +14,11 @@ from pathlib import Path
 import uvloop
 
 from gateway.admission import Admission
-from gateway.control import Control
 from gateway.conversation import now_us
 from gateway.directory import Directory
 from gateway.server import Gateway, Place
 from gateway.settings import GatewaySettings
+from gateway.stamp import control_name
 from gateway.status import serve_status
 from gateway.texts import Texts
 from gateway.tls import end_point_of_file, server_context
@@ -33,7 +33,7 @@ from ingest.settings import LogSettings, RecorderSettings
 from pgwarden import __version__
 from pgwarden.config import Config, ConnectionConfig
 from pgwarden.settings import SOCKET_FILE
-from pgwarden.targets import target
+from pgwarden.targets import control, target
 from pgwarden.tls import self_signed
 
 _log = logging.getLogger("pgwarden.gateway")
@@ -60,7 +60,7 @@ async def _run(config: Config) -> int:
     parser = ParserProcess()
     gateway = Gateway(
         settings,
-        {name: _place(connection, settings) for name, connection in config.connections.items()},
+        {name: _place(connection, settings, boot) for name, connection in config.connections.items()},
         registry,
         Admission(registry, config.issuers, keys, settings, now_us),
         recorder,
@@ -127,16 +127,9 @@ def _certificate(config: Config) -> tuple[Path, Path]:
     return made.certificate, made.key
 
 
-def _place(connection: ConnectionConfig, settings: GatewaySettings) -> Place:
-    to = target(connection)
-    root = str(connection.sslrootcert) if connection.sslrootcert is not None else ""
-    if not root and connection.sslmode.startswith("verify"):
-        root = "system"  # libpq 16: the system's trust store, as for the sessions
-    return Place(
-        to,
-        Control(to, connection.sslmode, root, settings),
-        Control(to, connection.sslmode, root, settings),
-    )
+def _place(connection: ConnectionConfig, settings: GatewaySettings, boot: int) -> Place:
+    name = control_name(settings.gateway, boot)
+    return Place(target(connection), control(connection, settings, name), control(connection, settings, name))
 
 
 def _status(settings: GatewaySettings, boot: int, gateway: Gateway) -> Mapping[str, object]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from gateway.control import Control
+from gateway.settings import GatewaySettings
 from gateway.tls import client_context
 from gateway.upstream import Target
 from pgwarden.config import ConnectionConfig
@@ -20,3 +22,11 @@ def target(connection: ConnectionConfig) -> Target:
         search_path=connection.search_path,
         durability=connection.durability,
     )
+
+
+def control(connection: ConnectionConfig, settings: GatewaySettings, application_name: str) -> Control:
+    """Raises as target()."""
+    root = str(connection.sslrootcert) if connection.sslrootcert is not None else ""
+    if not root and connection.sslmode.startswith("verify"):
+        root = "system"  # libpq 16: the system's trust store, as for the sessions
+    return Control(target(connection), connection.sslmode, root, settings, application_name)

@@ -110,10 +110,10 @@ def _served(
     served: dict[tuple[int, int], _Server] = defaultdict(_Server)
     refused = re.compile("|".join(map(re.escape, markers)) or "(?!)")
     for entry in log:
-        if entry.get("dbname") != database or entry.get("application_name") == "pgwarden/control":
-            continue
-        if not str(entry.get("application_name", "")).startswith("pgwarden/"):
+        if entry.get("dbname") != database or not str(entry.get("application_name", "")).startswith("pgwarden/"):
             continue  # the test's own, straight to the server
+        if str(entry["application_name"]).startswith(("pgwarden/control/", "pgwarden/watchdog/")):
+            continue
         port, pid = entry.get("remote_port"), entry.get("pid")
         assert isinstance(port, int)
         assert isinstance(pid, int)
