@@ -15,7 +15,7 @@ from gateway.channel import Channel
 from gateway.control import Control
 from gateway.kill import end_backend
 from gateway.session import Analyze, Close, Command, Kill, Record, Session, ToClient, ToServer
-from gateway.settings import GatewaySettings
+from gateway.settings import Durability, GatewaySettings
 from gateway.upstream import Target, Upstream, cancel
 from gateway.wire import messages
 from gateway.wire.messages import Error
@@ -23,7 +23,7 @@ from identity.principal import Principal
 from identity.scope import Authority
 from ingest.events import SessionClosed, SessionKilled, Stamp
 from ingest.log import LogUnavailable
-from ingest.recorder import Recorder
+from ingest.recorder import Horizon, Recorder
 from ingest.sql import Script, Unparsable
 
 
@@ -35,12 +35,17 @@ def mono_us() -> int:
     return time.monotonic_ns() // 1_000
 
 
-class _Held:
-    """Bytes towards one side, some of which wait for a record: in order, and written as soon as the record is on disk."""
+def horizon(recorder: Recorder, durability: Durability) -> Horizon:
+    """How far the record of a session must have come before something may happen."""
+    return recorder.brokers if durability == "replicated" else recorder.disk
 
-    def __init__(self, channel: Channel, recorder: Recorder) -> None:
+
+class _Held:
+    """Bytes towards one side, some of which wait for a record: in order, and written as soon as the record is safe."""
+
+    def __init__(self, channel: Channel, safe: Horizon) -> None:
         self._channel = channel
-        self._recorder = recorder
+        self._safe = safe
         self._queue: deque[tuple[int, bytes, bool]] = deque()
         self.whole = True  # what was written so far ends with the end of a message
         self.bytes = 0
@@ -49,7 +54,7 @@ class _Held:
 
     def write(self, data: bytes, ticket: int, whole: bool = True) -> None:
         """`ticket` 0: nothing to wait for but what waits already. `whole`: `data` ends with the end of a message."""
-        if not self._queue and ticket <= self._recorder.durable:
+        if not self._queue and ticket <= self._safe.reached:
             self._channel.write(data)
             self.whole = whole
             return
@@ -57,8 +62,8 @@ class _Held:
             self.since = time.monotonic()
         self._queue.append((ticket, data, whole))
         self.bytes += len(data)
-        if ticket > self._recorder.durable:
-            self._recorder.when_durable(ticket, self._release)
+        if ticket > self._safe.reached:
+            self._safe.when(ticket, self._release)
 
     def drop(self) -> None:
         self._queue.clear()
@@ -67,7 +72,7 @@ class _Held:
 
     def _release(self) -> None:
         released = False
-        while self._queue and self._queue[0][0] <= self._recorder.durable:
+        while self._queue and self._queue[0][0] <= self._safe.reached:
             _, data, self.whole = self._queue.popleft()
             self.bytes -= len(data)
             self._channel.write(data)
@@ -105,8 +110,9 @@ class Conversation:
         self._recorder = recorder
         self._settings = settings
         self._analyze_elsewhere = analyze_elsewhere
-        self._to_client = _Held(client, recorder)
-        self._to_server = _Held(upstream.channel, recorder)
+        self._safe = horizon(recorder, target.durability)
+        self._to_client = _Held(client, self._safe)
+        self._to_server = _Held(upstream.channel, self._safe)
         self._to_client.on_released = self._balance
         self._to_server.on_released = self._balance
         self._ticket = 0
@@ -196,7 +202,9 @@ class Conversation:
         now = time.monotonic()
         held = min((since for since in (self._to_client.since, self._to_server.since) if since), default=0.0)
         if held and now - held > self._settings.held_seconds_max:
-            reason = "the record of this session does not reach the disk"
+            where = "the brokers" if self._target.durability == "replicated" else "the disk"
+            reason = f"the record of this session does not reach {where}"
+            self._to_server.drop()  # what waits so long is not executed behind a client that was told of its failure
             self._spawn(self._close(Error("58030", f"{reason}: try again later", fatal=True), "record stalled"))
         elif now - self._last_active > self._settings.idle_seconds_max and self.core.state != "active":
             limit = f"nothing was asked for {self._settings.idle_seconds_max:g} seconds"
@@ -294,7 +302,9 @@ class Conversation:
         self._ending = True
         self._lose_server()  # recorded before the client learns of it
         if self._recorder.available:
-            await self._recorder.recorded(self._ticket)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.held_seconds_max):
+                    await self._safe.passed(self._ticket)
         await self._client.finish(self._settings.drain_seconds_max)
         self._over("server", "")
 
@@ -318,7 +328,7 @@ class Conversation:
         if self._to_client.bytes:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(0.5):
-                    await self._recorder.recorded(self._ticket)
+                    await self._safe.passed(self._ticket)
         self._to_client.drop()
         if self._to_client.whole:
             self._client.write(messages.error_response(error))

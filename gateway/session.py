@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from gateway.settings import Durability, GatewaySettings
+from gateway.settings import BEFORE_FORWARDING, Durability, GatewaySettings
 from gateway.wire import messages
 from gateway.wire.messages import FIRST_USER_OID, NAME_LOOKUP_TYPES, Error, ProtocolViolation, c_string
 from gateway.wire.tracker import ALL_STATEMENTS, Execution, Portal, Tracker, TrackLost, portal_key, statement_key
@@ -156,6 +156,7 @@ class Session:
         self._authority = authority
         self._epoch = epoch
         self._durability = durability
+        self._waits_before = durability in BEFORE_FORWARDING
         self._settings = settings
         self._analyze = analyze
         self._callable_names = callable_names
@@ -614,8 +615,8 @@ class Session:
     def _started(self, known: KnownText) -> Execution[KnownText]:
         self.executions += 1
         rule = known.verdict.rule
-        self._record(StatementStarted(self._now_us, self.executions, known.number, rule), urgent=self._durability == "strict")
-        self._hold = self._hold or self._durability == "strict"
+        self._record(StatementStarted(self._now_us, self.executions, known.number, rule), urgent=self._waits_before)
+        self._hold = self._hold or self._waits_before
         return Execution(self.executions, known, self._mono_us)
 
     def _finished(self, execution: Execution[KnownText], outcome: Outcome, sqlstate: str, tag: str) -> None:
@@ -653,7 +654,7 @@ class Session:
             StatementDenied(self._now_us, self.executions, statement, deny.sqlstate, deny.rule, deny.reason),
             urgent=self._durability != "fast",
         )
-        self._hold = self._hold or self._durability == "strict"
+        self._hold = self._hold or self._waits_before
         return deny
 
     def _replace(self, deny: Deny, *, extended: bool) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Final, Literal, TypeAlias
 
-Durability: TypeAlias = Literal["fast", "group", "strict"]
+Durability: TypeAlias = Literal["fast", "group", "strict", "replicated"]
 """`fast`: a statement's record is on disk within the recorder's linger. `group`: forwarded at once, its answer is held back until
-the record is on disk. `strict`: on disk before a byte is forwarded."""
+the record is on disk. `strict`: on disk before a byte is forwarded. `replicated`: with the brokers before a byte is forwarded."""
+BEFORE_FORWARDING: Final[frozenset[Durability]] = frozenset({"strict", "replicated"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class GatewaySettings:
     parameters_recorded_bytes_max: int = 16 * 1024
 
     held_bytes_max: int = 1 * 2**20  # held back for a record, each direction; then the other side is not read
-    held_seconds_max: float = 10.0  # for a record that does not reach the disk; then the session ends
+    held_seconds_max: float = 10.0  # for a record that does not reach the disk, or the brokers; then the session ends
     idle_seconds_max: float = 3_600.0
     keepalive_seconds: int = 60
     unacknowledged_ms: int = 30_000  # TCP_USER_TIMEOUT: a vanished peer ends its session

@@ -1,4 +1,4 @@
-"""Events go in, in order; a ticket comes out, and word when the ticket's event is on disk.
+"""Events go in, in order; a ticket comes out, and word when the ticket's event is on disk, and when it is with the brokers.
 
 One recorder a process, on one event loop. It never blocks the loop and starts no thread. One write is in flight at a time; what is
 recorded meanwhile goes into the next. What the log does not take is offered again, the same frames in the same order, until it
@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ingest.events import Event, Stamp, Topic
 from ingest.frames import Framer
-from ingest.log import Entry, EventLog, LogCorrupt, LogUnavailable
+from ingest.log import Entry, EventLog, LogCorrupt, LogUnavailable, Partition
 from ingest.log.partitioner import partition
 from ingest.settings import RecorderSettings
 
@@ -28,22 +29,83 @@ class RecorderState:
     pending_events: int
 
 
+class Horizon:
+    """How far the record has come in one respect, as a ticket, and who waits for it. Only its recorder moves it."""
+
+    __slots__ = ("_arrivals", "_awaiting", "_end_reason", "_loop", "_on_wait", "_waiting", "reached")
+
+    def __init__(self, on_wait: Callable[[int], None] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._on_wait = on_wait
+        self._waiting: list[tuple[int, int, Callable[[], None]]] = []  # heap: ticket, order of arrival
+        self._awaiting: set[asyncio.Future[None]] = set()
+        self._arrivals = 0
+        self._end_reason = ""
+        self.reached = 0
+
+    def when(self, ticket: int, callback: Callable[[], None]) -> None:
+        """Call back once every event up to this ticket has come so far: at once, or later from the loop in the order of tickets."""
+        if ticket <= self.reached:
+            callback()
+            return
+        self._arrivals += 1
+        heapq.heappush(self._waiting, (ticket, self._arrivals, callback))
+        if self._on_wait is not None:
+            self._on_wait(ticket)
+
+    async def passed(self, ticket: int) -> None:
+        """Return once every event up to this ticket has come so far, however long that takes.
+
+        Raises:
+            LogUnavailable: The recorder ended before. The event may or may not have come so far.
+        """
+        if ticket <= self.reached:
+            return
+        if self._end_reason:
+            raise LogUnavailable(self._end_reason)
+        passed: asyncio.Future[None] = self._loop.create_future()
+        self._awaiting.add(passed)
+        passed.add_done_callback(self._awaiting.discard)
+        self.when(ticket, lambda: None if passed.done() else passed.set_result(None))
+        await passed
+
+    def move(self, ticket: int) -> None:
+        self.reached = ticket
+        waiting = self._waiting
+        while waiting and waiting[0][0] <= ticket:
+            callback = heapq.heappop(waiting)[2]
+            try:
+                callback()
+            except Exception as error:  # one session's callback must not keep the others' replies back
+                self._loop.call_exception_handler({"message": "a callback that waited for a record failed", "exception": error})
+
+    def end(self, reason: str) -> None:
+        """Nothing more comes so far."""
+        self._end_reason = reason
+        for waiting in list(self._awaiting):
+            if not waiting.done():
+                waiting.set_exception(LogUnavailable(reason))
+
+
 class Recorder:
     """`boot` must never have been used by this writer before: else new frames would pass for repetitions of old ones.
 
+    `partitions` are those of the log that readers will see, where that is not `log`: frames name the frame before them there.
     `on_availability` is called on the loop whenever `available` changes.
     """
 
-    def __init__(self, log: EventLog, writer: str, boot: int, settings: RecorderSettings) -> None:
+    def __init__(
+        self, log: EventLog, writer: str, boot: int, settings: RecorderSettings, *, partitions: Mapping[str, int] | None = None
+    ) -> None:
         self._log = log
         self._settings = settings
         self._loop = asyncio.get_running_loop()
+
+        def place(topic: Topic, key: bytes) -> int:
+            return partition(key, log.partitions(topic) if partitions is None else partitions[topic])
+
         self._framer = Framer(
-            writer,
-            boot,
-            events_max=settings.frame_events_max,
-            bytes_max=settings.frame_bytes_max,
-            partition=lambda topic, key: partition(key, log.partitions(topic)),
+            writer, boot, events_max=settings.frame_events_max, bytes_max=settings.frame_bytes_max, partition=place
         )
         self._high_water_bytes = int(settings.buffer_bytes_max * settings.buffer_high_water)
         self._newest_us = 0
@@ -55,17 +117,32 @@ class Recorder:
         self._writer: asyncio.Task[None] | None = None
         self._write_began = 0.0
         self._stall: asyncio.TimerHandle | None = None
-        self._waiting: list[tuple[int, int, Callable[[], None]]] = []  # heap: ticket, order of arrival
-        self._arrivals = 0
         self._state_since_us = 0
         self._state_reason = ""
+        self._problem = ""  # why the log takes nothing
+        self._blocked = ""  # why it must not grow, by somebody else's word
         self._closed = False
         self._ended = False  # nothing more becomes durable
-        self._awaiting: set[asyncio.Future[None]] = set()
+        self._ends: dict[Partition, int] = {}  # of what this recorder has written: the next offsets
+        self._replicated_to: Mapping[Partition, int] = {}
+        self._wanted_replicated = 0  # the newest ticket that somebody waits for
+        self._unreplicated: deque[tuple[int, dict[Partition, int]]] = deque()  # ticket and ends of the writes that are waited for
 
-        self.durable = 0
+        self.disk = Horizon()
+        self.brokers = Horizon(self._replication_wanted)  # moved by replicated_to()
+        self.written_bytes = 0  # since this recorder began: keys and values of the frames that are on disk
         self.available = True
         self.on_availability: Callable[[RecorderState], None] | None = None
+
+    @property
+    def durable(self) -> int:
+        """The ticket up to which every event is on disk."""
+        return self.disk.reached
+
+    @property
+    def replicated(self) -> int:
+        """The ticket up to which every event is with the brokers, as far as replicated_to() has said."""
+        return self.brokers.reached
 
     def record(self, topic: Topic, key: str, event: Event, stamp: Stamp | None = None, *, flush: bool = True) -> int:
         """Take the event, and return its ticket; tickets rise by 1. With `flush=False` it may wait for the linger.
@@ -94,12 +171,7 @@ class Recorder:
         return self._ticket
 
     def when_durable(self, ticket: int, callback: Callable[[], None]) -> None:
-        """Call back once every event up to this ticket is on disk: at once when it is, else from the loop, in ticket order."""
-        if ticket <= self.durable:
-            callback()
-            return
-        self._arrivals += 1
-        heapq.heappush(self._waiting, (ticket, self._arrivals, callback))
+        self.disk.when(ticket, callback)
 
     async def recorded(self, ticket: int) -> None:
         """Return once every event up to this ticket is on disk, however long that takes.
@@ -107,19 +179,21 @@ class Recorder:
         Raises:
             LogUnavailable: The recorder was closed, or ended, before it was. The event may or may not be recorded.
         """
-        if ticket <= self.durable:
-            return
-        if self._ended:
-            raise LogUnavailable(self._state_reason)
-        durable: asyncio.Future[None] = self._loop.create_future()
-        self._awaiting.add(durable)
-        durable.add_done_callback(self._awaiting.discard)
-        self.when_durable(ticket, lambda: None if durable.done() else durable.set_result(None))
-        await durable
+        await self.disk.passed(ticket)
+
+    def replicated_to(self, offsets: Mapping[Partition, int]) -> None:
+        """The brokers have what stands below these offsets of the log."""
+        self._replicated_to = offsets
+        self._look_at_replication()
+
+    def block(self, reason: str) -> None:
+        """Be unavailable for this reason too, until told "". Events are still taken, so that sessions can record their end."""
+        self._blocked = reason
+        self._decide_availability()
 
     def state(self) -> RecorderState:
         return RecorderState(
-            self.available, self._state_since_us, self._state_reason, self._pending_bytes, self._ticket - self.durable
+            self.available, self._state_since_us, self._state_reason, self._pending_bytes, self._ticket - self.disk.reached
         )
 
     async def close(self) -> None:
@@ -164,8 +238,11 @@ class Recorder:
                 self._linger = None
             await self._append(self._framer.cut())
             self._pending_bytes -= size
-            self._become_durable(through)
-            if not self.available and self._pending_bytes <= self._high_water_bytes // 2:
+            self.disk.move(through)
+            if self._wanted_replicated > (self._unreplicated[-1][0] if self._unreplicated else self.brokers.reached):
+                self._unreplicated.append((through, dict(self._ends)))
+            self._look_at_replication()
+            if self._problem and self._pending_bytes <= self._high_water_bytes // 2:
                 self._become_available()
         self._writer = None
 
@@ -175,11 +252,14 @@ class Recorder:
             self._stall = self._loop.call_later(self._settings.stall_seconds, self._look_for_stall)
         while True:
             try:
-                await self._log.append(frames)
-                return
+                positions = await self._log.append(frames)
+                break
             except (LogUnavailable, LogCorrupt) as error:
                 self._become_unavailable(str(error) or type(error).__name__)
             await asyncio.sleep(self._settings.retry_ms / 1000)
+        for position in positions:
+            self._ends[(position.topic, position.partition)] = position.offset + 1
+        self.written_bytes += sum(len(frame.key) + len(frame.value) for frame in frames)
 
     def _write_over(self, task: asyncio.Task[None]) -> None:
         if task.cancelled():
@@ -192,9 +272,8 @@ class Recorder:
             return
         self._ended = self._closed = True
         self._become_unavailable(reason)
-        for waiting in list(self._awaiting):
-            if not waiting.done():
-                waiting.set_exception(LogUnavailable(reason))
+        self.disk.end(reason)
+        self.brokers.end(reason)
 
     def _look_for_stall(self) -> None:
         self._stall = None
@@ -206,28 +285,37 @@ class Recorder:
         else:
             self._become_unavailable(f"the log has not answered for {self._settings.stall_seconds:g} s")
 
-    def _become_durable(self, ticket: int) -> None:
-        self.durable = ticket
-        waiting = self._waiting
-        while waiting and waiting[0][0] <= ticket:
-            callback = heapq.heappop(waiting)[2]
-            try:
-                callback()
-            except Exception as error:  # one session's callback must not keep the others' replies back
-                self._loop.call_exception_handler({"message": "a callback of when_durable() failed", "exception": error})
+    def _replication_wanted(self, ticket: int) -> None:
+        self._wanted_replicated = max(self._wanted_replicated, ticket)
+        if ticket <= self.disk.reached and (not self._unreplicated or self._unreplicated[-1][0] < ticket):
+            self._unreplicated.append((self.disk.reached, dict(self._ends)))
+
+    def _look_at_replication(self) -> None:
+        reached = self.brokers.reached
+        while self._unreplicated and self._is_replicated(self._unreplicated[0][1]):
+            reached = self._unreplicated.popleft()[0]
+        if self._is_replicated(self._ends):
+            reached = self.disk.reached
+        if reached > self.brokers.reached:
+            self.brokers.move(reached)
+
+    def _is_replicated(self, ends: Mapping[Partition, int]) -> bool:
+        return all(self._replicated_to.get(place, 0) >= end for place, end in ends.items())
 
     def _become_unavailable(self, reason: str) -> None:
-        if not self.available:
-            self._state_reason = reason
-            return
-        self._become(False, reason)
+        self._problem = reason
+        self._decide_availability()
 
     def _become_available(self) -> None:
-        self._become(True, "")
+        self._problem = ""
+        self._decide_availability()
 
-    def _become(self, available: bool, reason: str) -> None:
+    def _decide_availability(self) -> None:
+        self._state_reason = self._problem or self._blocked
+        available = not self._state_reason
+        if available == self.available:
+            return
         self.available = available
         self._state_since_us = self._newest_us
-        self._state_reason = reason
         if self.on_availability is not None:
             self.on_availability(self.state())
