@@ -101,6 +101,7 @@ class Conversation:
         self.stamp = stamp
         self.principal = principal
         self.opened_us = now_us()
+        self.identity_at_us = 0  # the newest identity event that was known when it was let in
         self.core = core
         self.killed: SessionKilled | None = None
         self._client = client

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final, get_args
 
-from identity.registry import Registry
+from identity.registry import Registry, key_of
 from ingest.events import IdentityEvent, SessionEndOrdered
 from ingest.follow import Follower
 from ingest.log import EventLog
@@ -15,7 +15,7 @@ _IDENTITY_EVENTS: Final = get_args(IdentityEvent)
 
 
 class Directory:
-    """Owned by one event loop. `on_change(agent, at_us)` and `on_order(order)` are called as soon as a fact is read."""
+    """Owned by one event loop. `on_change(agent or EVERYONE, at_us)` and `on_order(order)` are called as soon as a fact is read."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Directory:
                     self._on_order(event)
                 elif isinstance(event, _IDENTITY_EVENTS):
                     self._registry.apply(event)
-                    self._on_change(event.agent, event.at_us)
+                    self._on_change(key_of(event), event.at_us)
 
     def close(self) -> None:
         self._follower.close()

@@ -11,13 +11,13 @@ import socket
 import ssl
 import time
 from collections import Counter, deque
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 
 from gateway.admission import Admission, Denied
 from gateway.channel import Channel, PeerGone, tune
 from gateway.control import Control, ControlFailed
-from gateway.conversation import Conversation, now_us
+from gateway.conversation import Conversation, horizon, now_us
 from gateway.session import Session
 from gateway.settings import GatewaySettings
 from gateway.stamp import WATCHED, Request, request, upstream_parameters
@@ -38,7 +38,7 @@ from gateway.wire.startup import (
 )
 from identity.principal import Principal
 from identity.refusal import Refusal
-from identity.registry import Registry
+from identity.registry import EVERYONE, Registry, Standing
 from identity.scope import Authority
 from ingest.events import (
     GatewayStarted,
@@ -120,6 +120,7 @@ class Gateway:
         self._refused_before = 0
         self._expired_until_us = now_us()
         self.counters = Counters()
+        self.why_stale: Callable[[], str] = str  # why the registry may not hold what was decided; "" while it does
         recorder.on_availability = self._recording_changed
 
     # -- life ------------------------------------------------------------------------------------------------------------------
@@ -199,7 +200,7 @@ class Gateway:
     def identity_changed(self, agent: str, at_us: int) -> None:
         """A fact about this agent was recorded at `at_us`: end its sessions that rest on it no more, and tell the others."""
         self._epoch += 1
-        for session in list(self._of_agent.get(agent, ())):
+        for session in list(self._conversations if agent == EVERYONE else self._of_agent.get(agent, ())):
             self._review(self._conversations[session], at_us)
 
     def ordered(self, order: SessionEndOrdered) -> None:
@@ -210,7 +211,17 @@ class Gateway:
     def _review(self, conversation: Conversation, at_us: int) -> None:
         moment = now_us()
         stamp = conversation.stamp
-        ending = self._registry.ending(stamp.agent, stamp.grants, moment, conversation.opened_us)
+        rests_on = Standing(
+            stamp.session,
+            stamp.agent,
+            stamp.issuer,
+            stamp.subject,
+            stamp.on_behalf_of,
+            frozenset(conversation.principal.groups),
+            stamp.grants,
+            conversation.identity_at_us,
+        )
+        ending = self._registry.ending(rests_on, moment)
         if ending is not None:
             self._kill(conversation, ending.cause, ending.at_us or at_us, ending.reason)
             return
@@ -346,13 +357,16 @@ class Gateway:
             return denied(
                 "57P03", "sessions cannot be recorded now, so none is opened: try again later", self._recorder.state().reason
             )
+        if stale := self.why_stale():
+            return denied("57P03", "what was revoked may not be known here, so no session is opened: try again later", stale)
         place = self._places.get(asked.connection)
         moment = now_us()
         if 0 < principal.expires_at_us <= moment:
             return denied("28000", "the token has expired: get a new one")
-        standing = self._registry.still_rests_on(principal.agent, (), moment)
-        if standing:
-            return denied("28000", f"{standing}: agent {principal.agent} may not connect; ask an operator")
+        barred = self._registry.barred(principal)
+        if barred is not None:
+            told = f"{barred.cause}: agent {principal.agent} may not connect; ask an operator"
+            return denied("28000", told, barred.reason)
         if place is None:
             return denied("3D000", f'connection "{asked.connection[:63]}" does not exist: use a connection\'s name as the database')
         if asked.connection not in self._callable_names:
@@ -463,6 +477,7 @@ class Gateway:
             self._texts.analyze_elsewhere,
             self._settings,
         )
+        conversation.identity_at_us = self._registry.identity_at_us
         self._conversations[session] = conversation
         self._of_agent.setdefault(principal.agent, set()).add(session)
         self._cancel_keys[(upstream.pid, upstream.key)] = session
@@ -482,10 +497,18 @@ class Gateway:
                     (tls.version() or "") if tls is not None else "",
                     f"3.{startup.version & 0xFFFF}",
                     place.target.durability,
+                    principal.groups,
+                    conversation.identity_at_us,
                 ),
             )
             if place.target.durability != "fast":
-                await self._recorder.recorded(ticket)
+                async with asyncio.timeout(self._settings.record_seconds_max):
+                    await horizon(self._recorder, place.target.durability).passed(ticket)
+        except TimeoutError:
+            self._forget(conversation, upstream)
+            told = "the record of this session is not safe yet, so it is not opened: try again later"
+            self._deny(channel, asked.user, asked.connection, address, Denied("58030", told, told, principal.method, principal.agent))
+            return None
         except BaseException:
             self._forget(conversation, upstream)
             raise

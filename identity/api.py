@@ -26,13 +26,21 @@ from ingest.events import (
     AgentReinstated,
     AgentRetired,
     AgentRevoked,
+    AllReinstated,
+    AllRevoked,
     GrantApproved,
     GrantDenied,
+    GrantNarrowed,
     GrantRequested,
     GrantRevoked,
+    GroupReinstated,
+    GroupRevoked,
     IdentityEvent,
     Rule,
     Scope,
+    SessionRevoked,
+    SubjectReinstated,
+    SubjectRevoked,
 )
 
 BODY_BYTES_MAX: Final = 64 * 2**10  # a scope of a thousand tables takes about 30 kB
@@ -258,8 +266,28 @@ def _answer(event: IdentityEvent, new_key: str) -> Answer:
         case GrantRevoked():
             revoked: Answer = {"grant": event.grant, "agent": event.agent, "state": "revoked", "reason": event.reason}
             return revoked | {"revoked_at": iso(event.at_us)}
+        case GrantNarrowed():
+            narrowed: Answer = {"grant": event.grant, "agent": event.agent, "state": "approved", "reason": event.reason}
+            return narrowed | {"narrowed_at": iso(event.at_us)}
+        case SessionRevoked():
+            ended: Answer = {"session": event.session, "agent": event.agent, "state": "revoked", "reason": event.reason}
+            return ended | {"revoked_at": iso(event.at_us)}
+        case SubjectRevoked() | SubjectReinstated():
+            return {"issuer": event.issuer, "subject": event.subject} | _turned(event, isinstance(event, SubjectRevoked))
+        case GroupRevoked() | GroupReinstated():
+            return {"issuer": event.issuer, "group": event.group} | _turned(event, isinstance(event, GroupRevoked))
+        case AllRevoked() | AllReinstated():
+            return _turned(event, isinstance(event, AllRevoked))
         case _:
             assert_never(event)
+
+
+def _turned(
+    event: AllRevoked | AllReinstated | SubjectRevoked | SubjectReinstated | GroupRevoked | GroupReinstated, revoked: bool
+) -> Answer:
+    if revoked:
+        return {"state": "revoked", "revoked_at": iso(event.at_us), "reason": event.reason}
+    return {"state": "active", "reinstated_at": iso(event.at_us), "reason": event.reason}
 
 
 def _error(status: int, sentence: str, problems: tuple[str, ...] = (), headers: dict[str, str] | None = None) -> JSONResponse:

@@ -15,7 +15,7 @@ from typing import Final, TypeAlias
 
 from identity import agent_keys, commands
 from identity.commands import Command, Fresh, Known, RegisterAgent, Rejected, Repeated, ReplaceKey, RequestGrant, Requests
-from identity.registry import Registry
+from identity.registry import Registry, key_of
 from ingest.events import IdentityEvent
 from ingest.log import LogUnavailable
 from ingest.recorder import Recorder
@@ -120,7 +120,7 @@ class Registrar:
             durable.set()
 
         try:
-            self._ticket = self._recorder.record("identity", event.agent, event)
+            self._ticket = self._recorder.record("identity", key_of(event), event)
         except LogUnavailable as error:
             return Unrecorded(str(error), may_follow=False)
         self._recorder.when_durable(self._ticket, recorded)

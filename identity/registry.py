@@ -1,7 +1,9 @@
 """Who may act, and within which grants: a fold over the identity events.
 
-The agents may come in any order, a record may come twice, and the log may start late: only the events of one agent must come in
-the order in which they were recorded, which the log keeps (its key is the agent). What is already known changes nothing.
+The agents may come in any order, a record may come twice, and the log may start late: only the events of one agent, subject or
+group must come in the order in which they were recorded, which the log keeps. What is already known changes nothing.
+
+Revocations of an agent, a subject, a group and everything stand side by side: taking one back leaves the others as they are.
 """
 
 from __future__ import annotations
@@ -9,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Literal, TypeAlias, assert_never
+from typing import Final, Literal, TypeAlias, TypeVar, assert_never
 
+from identity.principal import Principal
 from identity.refusal import Refusal
 from identity.scope import Authority, LiveGrant
 from ingest.events import (
@@ -19,17 +22,41 @@ from ingest.events import (
     AgentReinstated,
     AgentRetired,
     AgentRevoked,
+    AllReinstated,
+    AllRevoked,
     GrantApproved,
     GrantDenied,
+    GrantNarrowed,
     GrantRequested,
     GrantRevoked,
+    GroupReinstated,
+    GroupRevoked,
     IdentityEvent,
     Scope,
+    SessionRevoked,
+    SubjectReinstated,
+    SubjectRevoked,
 )
 
 AgentState: TypeAlias = Literal["active", "revoked", "retired"]
 GrantState: TypeAlias = Literal["requested", "approved", "denied", "revoked"]
-Cause: TypeAlias = Literal["agent unknown", "agent retired", "agent revoked", "grant unknown", "grant revoked", "grant expired"]
+Cause: TypeAlias = Literal[
+    "agent unknown",
+    "agent retired",
+    "agent revoked",
+    "all revoked",
+    "subject revoked",
+    "group revoked",
+    "session revoked",
+    "grant unknown",
+    "grant revoked",
+    "grant expired",
+]
+
+EVERYONE: Final = "*"
+"""The key of the events that concern more than one agent. No agent bears this name."""
+
+SESSIONS_MAX: Final = 100_000  # revoked ones that are remembered, the oldest go first: long before that they have ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +104,9 @@ class Grant:
     ended_by: str  # "" until denied or revoked
     ended_at_us: int
     ended_reason: str
+    narrowed_at_us: int = 0  # 0 = never; `scope` is what is left
+    narrowed_by: str = ""
+    narrowed_reason: str = ""
 
     def expired(self, now_us: int) -> bool:
         return self.state == "approved" and 0 < self.expires_at_us <= now_us
@@ -87,13 +117,38 @@ class Grant:
 
 
 @dataclass(frozen=True, slots=True)
+class Revocation:
+    """Of a subject, of a group, or of everything: standing, or taken back."""
+
+    standing: bool
+    at_us: int  # when it came to be so
+    by: str
+    reason: str
+    revoked_at_us: int  # the last time that it was revoked
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What a live session rests on."""
+
+    session: str
+    agent: str
+    issuer: str  # "" for an agent key
+    subject: str
+    on_behalf_of: str
+    groups: frozenset[str]
+    grants: tuple[str, ...]
+    identity_at_us: int  # the registry's, in the moment in which it let the session in
+
+
+@dataclass(frozen=True, slots=True)
 class Ending:
-    """Why a session has nothing left to rest on."""
+    """Why a session has nothing left to rest on, or a principal may open none."""
 
     cause: Cause
     at_us: int  # when that was recorded, or when the grant ran out; 0 where nothing is known of it
     reason: str  # the operator's, or our sentence
-    grant: str  # "" when the agent itself ended
+    grant: str = ""  # of which grant; "" when something else ended
 
 
 class Registry:
@@ -104,6 +159,11 @@ class Registry:
         self._grants: dict[str, Grant] = {}
         self._grants_of: dict[str, list[str]] = {}
         self._agents_of: dict[tuple[str, str], list[str]] = {}
+        self._subjects: dict[tuple[str, str], Revocation] = {}
+        self._groups: dict[str, dict[str, Revocation]] = {}  # by issuer
+        self._sessions: dict[str, SessionRevoked] = {}
+        self._everything: Revocation | None = None
+        self._identity_at_us = 0
         self.agents: Mapping[str, Agent] = MappingProxyType(self._agents)
         self.grants: Mapping[str, Grant] = MappingProxyType(self._grants)
 
@@ -112,9 +172,10 @@ class Registry:
     def apply(self, event: IdentityEvent) -> bool:
         """Take one event in. False when it told nothing new.
 
-        The times of an agent's events rise (`identity.commands` sees to that, even where the clock steps back): an event that is
-        older than the state it speaks of has been seen before. The ends of grants are final and need no such rule.
+        The times of the events rise (`identity.commands` sees to that, even where the clock steps back): an event that is older
+        than the state it speaks of has been seen before. The ends of grants are final and need no such rule.
         """
+        self._identity_at_us = max(self._identity_at_us, event.at_us)
         match event:
             case AgentRegistered():
                 return self._registered(event)
@@ -134,6 +195,20 @@ class Registry:
                 return self._ended(event, "denied")
             case GrantRevoked():
                 return self._ended(event, "revoked")
+            case GrantNarrowed():
+                return self._narrowed(event)
+            case AllRevoked() | AllReinstated():
+                everything = _turned(self._everything, event, revoked=isinstance(event, AllRevoked))
+                changed, self._everything = everything != self._everything, everything
+                return changed
+            case SubjectRevoked() | SubjectReinstated():
+                revoked = isinstance(event, SubjectRevoked)
+                return _turn(self._subjects, (event.issuer, event.subject), event, revoked=revoked)
+            case GroupRevoked() | GroupReinstated():
+                groups = self._groups.setdefault(event.issuer, {})
+                return _turn(groups, event.group, event, revoked=isinstance(event, GroupRevoked))
+            case SessionRevoked():
+                return self._session_revoked(event)
             case _:
                 assert_never(event)
 
@@ -247,6 +322,27 @@ class Registry:
         )
         return True
 
+    def _narrowed(self, event: GrantNarrowed) -> bool:
+        grant = self._grants.get(event.grant)
+        if grant is None or grant.agent != event.agent or event.at_us <= max(grant.narrowed_at_us, grant.requested_at_us):
+            return False  # seen before: to take it in again would take a later narrowing back
+        self._grants[event.grant] = replace(
+            grant,
+            scope=event.scope,
+            narrowed_at_us=event.at_us,
+            narrowed_by=event.operator,
+            narrowed_reason=event.reason,
+        )
+        return True
+
+    def _session_revoked(self, event: SessionRevoked) -> bool:
+        if event.session in self._sessions:
+            return False
+        self._sessions[event.session] = event
+        if len(self._sessions) > SESSIONS_MAX:
+            del self._sessions[next(iter(self._sessions))]
+        return True
+
     def _put(self, agent: Agent) -> bool:
         changed = self._agents.get(agent.id) != agent
         self._agents[agent.id] = agent
@@ -275,7 +371,10 @@ class Registry:
         return tuple(self._grants[id_] for id_ in self._grants_of.get(agent, ()))
 
     def authority(self, agent: str, connection: str, search_path: tuple[str, ...], now_us: int) -> Authority | Refusal:
-        """What this agent may do on this connection now: its approved grants that are neither revoked nor expired."""
+        """What this agent may do on this connection now: its approved grants that are neither revoked nor expired.
+
+        Ask `barred` or `ending` first: who acts through the agent is not looked at here.
+        """
         if (absence := self._absence(agent)) is not None:
             return Refusal(absence.reason)
         live = tuple(
@@ -287,18 +386,54 @@ class Registry:
             return Refusal(f"agent {agent} holds no live grant on connection {connection}")
         return Authority(agent, connection, search_path, live)
 
-    def ending(self, agent: str, grants: Iterable[str], now_us: int, opened_us: int = 0) -> Ending | None:
-        """Why a session of this agent, opened when these grants were live, must end; None when it may go on.
+    @property
+    def identity_at_us(self) -> int:
+        """`at_us` of the newest event taken in; 0 = none. Since their times rise, it says of all older ones that they are in."""
+        return self._identity_at_us
 
-        A session rests on all grants that were live at its opening: it ends with the first of them. With `opened_us` a session
-        also ends that was opened before a revocation was taken back: a gateway may not have heard of the revocation.
+    @property
+    def everything(self) -> Revocation | None:
+        """None when it was never revoked."""
+        return self._everything
+
+    def subject(self, issuer: str, subject: str) -> Revocation | None:
+        """None when it was never revoked."""
+        return self._subjects.get((issuer, subject))
+
+    def group(self, issuer: str, group: str) -> Revocation | None:
+        """None when it was never revoked."""
+        return self._groups.get(issuer, {}).get(group)
+
+    def names_revoked(self) -> int:
+        """How many subjects and groups were ever revoked."""
+        return len(self._subjects) + sum(len(groups) for groups in self._groups.values())
+
+    def barred(self, principal: Principal) -> Ending | None:
+        """Why this principal may not act now, whatever its grants; None when it may."""
+        return self._absence(principal.agent) or self._revoked(
+            principal.issuer, principal.subject, principal.on_behalf_of, frozenset(principal.groups), self._identity_at_us
+        )
+
+    def ending(self, session: Standing, now_us: int) -> Ending | None:
+        """Why this session must end; None when it may go on.
+
+        It rests on all that held at its opening and ends with the first of it, although that may hold again: what was revoked
+        after the session was let in ends it, reinstated since or not. A gateway may hear of both at once.
         """
-        if (absence := self._absence(agent)) is not None:
+        if (absence := self._absence(session.agent)) is not None:
             return absence
-        standing = self._agents[agent]
-        if opened_us and standing.revoked_at_us and opened_us <= standing.state_at_us:
-            reason = f"agent {agent} was revoked, and has been reinstated after this session was opened"
-            return Ending("agent revoked", standing.revoked_at_us, reason, "")
+        agent = self._agents[session.agent]
+        if agent.revoked_at_us > session.identity_at_us:
+            reason = f"agent {agent.id} was revoked, and has been reinstated after this session was opened"
+            return Ending("agent revoked", agent.revoked_at_us, reason)
+        revoked = self._revoked(session.issuer, session.subject, session.on_behalf_of, session.groups, session.identity_at_us)
+        if revoked is not None:
+            return revoked
+        if (order := self._sessions.get(session.session)) is not None:
+            return Ending("session revoked", order.at_us, f"this session was revoked: {order.reason}")
+        return self._lost_grant(session.agent, session.grants, now_us)
+
+    def _lost_grant(self, agent: str, grants: Iterable[str], now_us: int) -> Ending | None:
         for id_ in grants:
             grant = self._grants.get(id_)
             if grant is None or grant.agent != agent:
@@ -311,10 +446,24 @@ class Registry:
                 return Ending("grant unknown", 0, f"grant {id_} was never approved", id_)
         return None
 
-    def still_rests_on(self, agent: str, grants: Iterable[str], now_us: int, opened_us: int = 0) -> str:
-        """ "" when it does, else the cause of its end: `ending` without the details."""
-        ending = self.ending(agent, grants, now_us, opened_us)
-        return "" if ending is None else ending.cause
+    def _revoked(self, issuer: str, subject: str, on_behalf_of: str, groups: frozenset[str], known_us: int) -> Ending | None:
+        """What of these is revoked now, or was after `known_us`."""
+        everything = self._everything
+        if everything is not None and (everything.standing or everything.revoked_at_us > known_us):
+            return Ending("all revoked", everything.revoked_at_us, _said("everything", everything))
+        if self._subjects:
+            for name in (subject, on_behalf_of):
+                of = self._subjects.get((issuer, name))
+                if of is not None and (of.standing or of.revoked_at_us > known_us):
+                    return Ending("subject revoked", of.revoked_at_us, _said(f"subject {name} of {issuer}", of))
+        if groups and (revoked := self._groups.get(issuer)):
+            # Whichever is shorter: 10,000 sessions of 512 groups each must not cost five million look-ups.
+            named = (group for group in revoked if group in groups) if len(revoked) < len(groups) else sorted(groups)
+            for name in named:
+                of = revoked.get(name)
+                if of is not None and (of.standing or of.revoked_at_us > known_us):
+                    return Ending("group revoked", of.revoked_at_us, _said(f"group {name} of {issuer}", of))
+        return None
 
     def next_expiry_us(self, now_us: int) -> int:
         """When the next approved grant runs out, after `now_us`; 0 when none will. What is due by then: ask `ending` again."""
@@ -332,12 +481,46 @@ class Registry:
     def _absence(self, agent: str) -> Ending | None:
         standing = self._agents.get(agent)
         if standing is None:
-            return Ending("agent unknown", 0, f"agent {agent} is not registered", "")
+            return Ending("agent unknown", 0, f"agent {agent} is not registered")
         if standing.state == "retired":
-            return Ending("agent retired", standing.state_at_us, f"agent {agent} was retired: {standing.state_reason}", "")
+            return Ending("agent retired", standing.state_at_us, f"agent {agent} was retired: {standing.state_reason}")
         if standing.state == "revoked":
-            return Ending("agent revoked", standing.state_at_us, f"agent {agent} is revoked: {standing.state_reason}", "")
+            return Ending("agent revoked", standing.state_at_us, f"agent {agent} is revoked: {standing.state_reason}")
         return None
+
+
+_Turn: TypeAlias = AllRevoked | AllReinstated | SubjectRevoked | SubjectReinstated | GroupRevoked | GroupReinstated
+_Name = TypeVar("_Name")
+
+
+def _turned(before: Revocation | None, event: _Turn, *, revoked: bool) -> Revocation | None:
+    if before is None:
+        return Revocation(True, event.at_us, event.operator, event.reason, event.at_us) if revoked else None
+    if event.at_us <= before.at_us:
+        return before
+    return Revocation(revoked, event.at_us, event.operator, event.reason, event.at_us if revoked else before.revoked_at_us)
+
+
+def _turn(revocations: dict[_Name, Revocation], name: _Name, event: _Turn, *, revoked: bool) -> bool:
+    before = revocations.get(name)
+    after = _turned(before, event, revoked=revoked)
+    if after is None or after == before:
+        return False
+    revocations[name] = after
+    return True
+
+
+def _said(what: str, revocation: Revocation) -> str:
+    if revocation.standing:
+        return f"{what} is revoked: {revocation.reason}"
+    return f"{what} was revoked, and has been reinstated after this session was opened"
+
+
+def key_of(event: IdentityEvent) -> str:
+    """The key that this event is recorded under: the agent that it concerns, or EVERYONE."""
+    if isinstance(event, AllRevoked | AllReinstated | SubjectRevoked | SubjectReinstated | GroupRevoked | GroupReinstated):
+        return EVERYONE
+    return event.agent
 
 
 def _unknown(agent: str) -> Agent:
