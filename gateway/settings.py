@@ -25,6 +25,7 @@ class GatewaySettings:
     authentication_bytes_max: int = 65_535  # PostgreSQL's PG_MAX_AUTH_TOKEN_LENGTH
     login_seconds_max: float = 10.0  # from accept to the first ReadyForQuery; PostgreSQL allows 60
     first_bytes_seconds_max: float = 5.0
+    record_seconds_max: float = 5.0  # for the record of a login to become safe; shorter than a login, so that the client is told
     connections_max: int = 1_000
     logins_max: int = 256  # at once, not yet proven
     logins_per_address_max: int = 64  # at once; a fleet behind one address starts together
