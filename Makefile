@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 TESTS ?= tests
 
-.PHONY: up test all-tests kafka check format lint types contracts promises bench clean
+.PHONY: up test all-tests kafka keycloak check format lint types contracts promises bench clean
 
 up: $(VENV)/runtime
 	@$(BIN)/pgwarden up $(ARGS)
@@ -27,6 +27,21 @@ $(VENV)/kafka/lib: tests/kafka/pom.xml
 	@mvn -B -q -f tests/kafka/pom.xml org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies \
 	  -DincludeScope=runtime -DoutputDirectory="$(abspath $@.new)"
 	@mv $@.new $@
+	@touch $@
+
+# A real Keycloak for one test of the whole, 176 MB; built once for a database in memory. Without it that test is skipped.
+KEYCLOAK_VERSION := 26.7.3
+keycloak: $(VENV)/keycloak/built-$(KEYCLOAK_VERSION)
+
+$(VENV)/keycloak/built-$(KEYCLOAK_VERSION):
+	@command -v mvn >/dev/null || { echo "on Debian: apt install default-jre-headless maven" >&2; exit 1; }
+	@rm -rf $(VENV)/keycloak $(VENV)/keycloak.new
+	@mvn -B -q -f tests/kafka/pom.xml org.apache.maven.plugins:maven-dependency-plugin:3.8.1:unpack \
+	  -Dartifact=org.keycloak:keycloak-quarkus-dist:$(KEYCLOAK_VERSION):tar.gz -DoutputDirectory="$(abspath $(VENV)/keycloak.new)" \
+	  -DmarkersDirectory="$(abspath $(VENV)/keycloak.new/markers)"
+	@sh $(VENV)/keycloak.new/keycloak-$(KEYCLOAK_VERSION)/bin/kc.sh build --db=dev-mem >$(VENV)/keycloak.log 2>&1 || { cat $(VENV)/keycloak.log >&2; exit 1; }
+	@mv $(VENV)/keycloak.new/keycloak-$(KEYCLOAK_VERSION) $(VENV)/keycloak
+	@rm -rf $(VENV)/keycloak.new
 	@touch $@
 
 check: format lint types contracts promises all-tests
