@@ -175,7 +175,7 @@ def _has_news(connection: psycopg.AsyncConnection[Any]) -> bool:
     if connection.closed:
         return True
     poll = select.poll()
-    poll.register(connection.fileno(), select.POLLIN | select.POLLRDHUP)
+    poll.register(connection.fileno(), select.POLLIN)
     return bool(poll.poll(0))
 
 
