@@ -11,23 +11,32 @@ import re
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Final, Literal, TypeAlias, assert_never
 
-from identity.registry import Agent, Grant, Registry
-from identity.scope import OPERATIONS
+from identity.registry import Agent, Grant, Registry, Revocation
+from identity.scope import OPERATIONS, beyond
 from ingest.events import (
     AgentKeyReplaced,
     AgentRegistered,
     AgentReinstated,
     AgentRetired,
     AgentRevoked,
+    AllReinstated,
+    AllRevoked,
     GrantApproved,
     GrantDenied,
+    GrantNarrowed,
     GrantRequested,
     GrantRevoked,
+    GroupReinstated,
+    GroupRevoked,
     IdentityEvent,
     Rule,
     Scope,
+    SessionRevoked,
+    SubjectReinstated,
+    SubjectRevoked,
 )
 
 CONFIG: Final = "config"
@@ -45,13 +54,17 @@ class Settings:
     grant_seconds_max: int = 10 * 366 * 86_400  # ten years
     text_characters_max: int = 1000  # a description, a reason
     name_characters_max: int = 256  # an owner, an issuer, a client, a subject: enough for a URL
+    claim_characters_max: int = 512  # a subject, a group that is revoked: as much as a token may hold (identity.tokens)
+    session_characters_max: int = 64  # its id; the gateway's have 20
     identifier_bytes_max: int = 63  # PostgreSQL's NAMEDATALEN - 1
     rules_max: int = 100
     tables_max: int = 1000  # of one rule
     functions_max: int = 1000
     channels_max: int = 100
+    outside_max: int = 100  # told of a scope that is no part of another
     grants_per_agent_max: int = 1000  # that are requested or approved; what ended does not count
     agents_max: int = 100_000
+    revocations_max: int = 100_000  # subjects and groups that were ever revoked
     requests_max: int = 100_000  # Idempotency-Keys remembered; the oldest go first
 
 
@@ -93,6 +106,51 @@ class RetireAgent:
 
 
 @dataclass(frozen=True, slots=True)
+class RevokeSession:
+    session: str
+    agent: str  # whose it is
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RevokeSubject:
+    issuer: str  # as configured: the name of its table, or its URL
+    subject: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReinstateSubject:
+    issuer: str
+    subject: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RevokeGroup:
+    issuer: str
+    group: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReinstateGroup:
+    issuer: str
+    group: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RevokeAll:
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReinstateAll:
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class RequestGrant:
     agent: str
     scope: Scope
@@ -117,9 +175,17 @@ class RevokeGrant:
     reason: str
 
 
-Command: TypeAlias = (
-    RegisterAgent | ReplaceKey | RevokeAgent | ReinstateAgent | RetireAgent | RequestGrant | ApproveGrant | DenyGrant | RevokeGrant
-)
+@dataclass(frozen=True, slots=True)
+class NarrowGrant:
+    grant: str
+    scope: Scope  # all that it allows from now on
+    reason: str
+
+
+AgentCommand: TypeAlias = RegisterAgent | ReplaceKey | RevokeAgent | ReinstateAgent | RetireAgent
+GrantCommand: TypeAlias = RequestGrant | ApproveGrant | DenyGrant | RevokeGrant | NarrowGrant
+NameCommand: TypeAlias = RevokeSubject | ReinstateSubject | RevokeGroup | ReinstateGroup
+Command: TypeAlias = AgentCommand | GrantCommand | NameCommand | RevokeSession | RevokeAll | ReinstateAll
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +269,7 @@ def request(key: str, operator: str, command: Command) -> str:
 
 
 def _scope_of(command: Command) -> dict[str, object]:
-    if not isinstance(command, RequestGrant):
+    if not isinstance(command, RequestGrant | NarrowGrant):
         return {}
     scope = command.scope
     rules = [[rule.schema, rule.tables, rule.operations] for rule in scope.rules]
@@ -241,21 +307,33 @@ def decide(
         if earlier.request == stamp:
             return Repeated(earlier)
         return Rejected("conflict", f"Idempotency-Key {key} was used for another command; use a new one")
+    # Times rise over all events, even where the clock steps back: the registry tells a repeated event from a new one by its time,
+    # and a gateway that names the newest time it knows says with it that it knows all before.
+    at_us = max(now_us, registry.identity_at_us + 1)
     match command:
         case RegisterAgent():
-            return _register(command, stamp, operator, registry, known, fresh, now_us, settings)
+            return _register(command, stamp, operator, registry, known, fresh, at_us, settings)
         case RequestGrant():
-            return _request(command, stamp, operator, registry, known, fresh, now_us, settings)
+            return _request(command, stamp, operator, registry, known, fresh, at_us, now_us, settings)
         case ReplaceKey() | RevokeAgent() | ReinstateAgent() | RetireAgent():
             agent = registry.agents.get(command.agent)
             if agent is None or not agent.known:
                 return Rejected("missing", f"agent {_shown(command.agent)} is not registered; GET /v1/agents lists those that are")
-            return _agent_command(command, agent, stamp, operator, fresh, now_us, settings)
-        case ApproveGrant() | DenyGrant() | RevokeGrant():
+            return _agent_command(command, agent, stamp, operator, fresh, at_us, settings)
+        case RevokeSession():
+            return _revoke_session(command, stamp, operator, registry, at_us, settings)
+        case RevokeSubject() | ReinstateSubject() | RevokeGroup() | ReinstateGroup():
+            return _name_command(command, stamp, operator, registry, known, at_us, settings)
+        case RevokeAll() | ReinstateAll():
+            return _all_command(command, stamp, operator, registry.everything, at_us, settings)
+        case ApproveGrant() | DenyGrant() | RevokeGrant() | NarrowGrant():
             grant = registry.grants.get(command.grant)
             if grant is None:
                 return Rejected("missing", f"there is no grant {_shown(command.grant)}; GET /v1/grants lists those that are")
-            return _grant_command(command, grant, registry.agents.get(grant.agent), stamp, operator, now_us, settings)
+            agent = registry.agents.get(grant.agent)
+            if isinstance(command, NarrowGrant):
+                return _narrow(command, grant, stamp, operator, known, at_us, now_us, settings)
+            return _grant_command(command, grant, agent, stamp, operator, at_us, now_us, settings)
         case _:
             assert_never(command)
 
@@ -267,7 +345,7 @@ def _register(
     registry: Registry,
     known: Known,
     fresh: Fresh,
-    now_us: int,
+    at_us: int,
     settings: Settings,
 ) -> Verdict:
     issuer = known.issuers.get(command.issuer, command.issuer)
@@ -301,7 +379,7 @@ def _register(
         return Rejected("conflict", f"there are {settings.agents_max} agents, which is the limit")
     return Accepted(
         AgentRegistered(
-            at_us=now_us,
+            at_us=at_us,
             agent=command.agent,
             description=command.description,
             owner=command.owner,
@@ -322,7 +400,7 @@ def _agent_command(
     stamp: str,
     operator: str,
     fresh: Fresh,
-    now_us: int,
+    at_us: int,
     settings: Settings,
 ) -> Verdict:
     if not isinstance(command, ReplaceKey):
@@ -331,8 +409,6 @@ def _agent_command(
             return _invalid("the call", problems)
     if agent.state == "retired":
         return Rejected("conflict", f"agent {agent.id} was retired for good; register another agent")
-    # The registry tells a repeated event from a new one by its time, so an agent's times rise even where the clock steps back.
-    at_us = max(now_us, agent.state_at_us + 1, agent.key_at_us + 1)
     match command:
         case ReplaceKey():
             return Accepted(AgentKeyReplaced(at_us, agent.id, fresh.key_id, fresh.scram_verifier, operator, stamp))
@@ -356,6 +432,7 @@ def _request(
     registry: Registry,
     known: Known,
     fresh: Fresh,
+    at_us: int,
     now_us: int,
     settings: Settings,
 ) -> Verdict:
@@ -375,7 +452,7 @@ def _request(
     if standing >= settings.grants_per_agent_max:
         return Rejected("conflict", f"agent {command.agent} has {standing} grants and requests, which is the limit; revoke some")
     return Accepted(
-        GrantRequested(now_us, fresh.grant, command.agent, command.scope, command.seconds, command.reason, operator, stamp)
+        GrantRequested(at_us, fresh.grant, command.agent, command.scope, command.seconds, command.reason, operator, stamp)
     )
 
 
@@ -385,6 +462,7 @@ def _grant_command(
     agent: Agent | None,
     stamp: str,
     operator: str,
+    at_us: int,
     now_us: int,
     settings: Settings,
 ) -> Verdict:
@@ -402,15 +480,111 @@ def _grant_command(
             if agent is None or agent.state == "retired":
                 return Rejected("conflict", f"agent {grant.agent} was retired; deny the grant instead")
             expires_at_us = now_us + grant.seconds * 1_000_000 if grant.seconds else 0
-            return Accepted(GrantApproved(now_us, grant.id, grant.agent, operator, expires_at_us, stamp))
+            return Accepted(GrantApproved(at_us, grant.id, grant.agent, operator, expires_at_us, stamp))
         case DenyGrant():
-            return Accepted(GrantDenied(now_us, grant.id, grant.agent, operator, command.reason, stamp))
+            return Accepted(GrantDenied(at_us, grant.id, grant.agent, operator, command.reason, stamp))
         case RevokeGrant():
             if grant.state in ("denied", "revoked"):
                 return Rejected("conflict", f"grant {grant.id} is {grant.state} already; there is nothing to revoke")
-            return Accepted(GrantRevoked(now_us, grant.id, grant.agent, operator, command.reason, stamp))
+            return Accepted(GrantRevoked(at_us, grant.id, grant.agent, operator, command.reason, stamp))
         case _:
             assert_never(command)
+
+
+def _narrow(
+    command: NarrowGrant, grant: Grant, stamp: str, operator: str, known: Known, at_us: int, now_us: int, settings: Settings
+) -> Verdict:
+    # Its connection may have left the configuration; what is granted on it may be narrowed all the same.
+    problems = scope_problems(command.scope, Known(known.connections | {grant.scope.connection}, known.issuers), settings)
+    if not problems:
+        outside = list(islice(beyond(grant.scope, command.scope), settings.outside_max + 1))
+        problems += [
+            f"scope: grant {grant.id} does not allow {_plain(what)} now; leave it out, or ask for another grant"
+            for what in outside[: settings.outside_max]
+        ]
+    problems += _text("reason", command.reason, settings.text_characters_max, required=True)
+    if problems:
+        return _invalid("the scope", problems)
+    if grant.state == "requested":
+        return Rejected("conflict", f"grant {grant.id} is not approved yet; deny it, and ask for a narrower one")
+    if not grant.live(now_us):
+        ended = "expired" if grant.expired(now_us) else grant.state
+        return Rejected("conflict", f"grant {grant.id} is {ended}, so there is nothing to narrow")
+    if next(beyond(command.scope, grant.scope), None) is None:
+        return Rejected("conflict", f"grant {grant.id} allows no more than this already; there is nothing to narrow")
+    return Accepted(GrantNarrowed(at_us, grant.id, grant.agent, command.scope, operator, command.reason, stamp))
+
+
+# -- more than one agent, and less ---------------------------------------------------------------------------------------------
+
+
+def _revoke_session(
+    command: RevokeSession, stamp: str, operator: str, registry: Registry, at_us: int, settings: Settings
+) -> Verdict:
+    problems = _name("session", command.session, settings.session_characters_max)
+    problems += _text("reason", command.reason, settings.text_characters_max, required=True)
+    if problems:
+        return _invalid("the call", problems)
+    agent = registry.agents.get(command.agent)
+    if agent is None:
+        return Rejected("missing", f"agent {_shown(command.agent)} is not registered; GET /v1/agents lists those that are")
+    # Whether there is such a session only the gateways know, and the tables a moment later: an order for none ends none.
+    return Accepted(SessionRevoked(at_us, command.session, command.agent, command.reason, operator, stamp))
+
+
+def _name_command(
+    command: NameCommand, stamp: str, operator: str, registry: Registry, known: Known, at_us: int, settings: Settings
+) -> Verdict:
+    issuer = known.issuers.get(command.issuer, command.issuer)
+    if isinstance(command, RevokeSubject | ReinstateSubject):
+        kind, name, standing = "subject", command.subject, registry.subject(issuer, command.subject)
+    else:
+        kind, name, standing = "group", command.group, registry.group(issuer, command.group)
+    revoking = isinstance(command, RevokeSubject | RevokeGroup)
+    problems: list[str] = []
+    # What was revoked can be reinstated although its issuer has left the configuration.
+    if standing is None and issuer not in known.issuers.values():
+        # A misspelt issuer would revoke nobody, and nobody would notice.
+        there_are = _listed(known.issuers)
+        problems.append(f"issuer: {_shown(command.issuer)} is not configured; configured are {there_are}")
+    problems += _name(kind, name, settings.claim_characters_max)
+    problems += _text("reason", command.reason, settings.text_characters_max, required=revoking)
+    if problems:
+        return _invalid("the call", problems)
+    if not revoking and (standing is None or not standing.standing):
+        return Rejected("conflict", f"{kind} {_shown(name)} of this issuer is not revoked; there is nothing to reinstate")
+    if standing is None and registry.names_revoked() >= settings.revocations_max:
+        limit = f"{settings.revocations_max} subjects and groups were revoked, which is the limit"
+        return Rejected("conflict", f"{limit}; revoke the agent, or remove the subject at its issuer")
+    match command:
+        case RevokeSubject():
+            return Accepted(SubjectRevoked(at_us, issuer, name, command.reason, operator, stamp))
+        case ReinstateSubject():
+            return Accepted(SubjectReinstated(at_us, issuer, name, command.reason, operator, stamp))
+        case RevokeGroup():
+            return Accepted(GroupRevoked(at_us, issuer, name, command.reason, operator, stamp))
+        case ReinstateGroup():
+            return Accepted(GroupReinstated(at_us, issuer, name, command.reason, operator, stamp))
+        case _:
+            assert_never(command)
+
+
+def _all_command(
+    command: RevokeAll | ReinstateAll,
+    stamp: str,
+    operator: str,
+    everything: Revocation | None,
+    at_us: int,
+    settings: Settings,
+) -> Verdict:
+    required = isinstance(command, RevokeAll)
+    if problems := _text("reason", command.reason, settings.text_characters_max, required=required):
+        return _invalid("the call", problems)
+    if isinstance(command, RevokeAll):
+        return Accepted(AllRevoked(at_us, command.reason, operator, stamp))
+    if everything is None or not everything.standing:
+        return Rejected("conflict", "not everything is revoked; what is revoked one by one is reinstated one by one")
+    return Accepted(AllReinstated(at_us, command.reason, operator, stamp))
 
 
 # -- validation ------------------------------------------------------------------------------------------------------------------
@@ -479,6 +653,15 @@ def _text(name: str, value: str, characters_max: int, *, required: bool) -> list
     return []
 
 
+def _name(field: str, value: str, characters_max: int) -> list[str]:
+    """A name from a token or from the record, compared byte for byte."""
+    if not value:
+        return [f"{field}: missing; write it as GET /v1/sessions shows it"]
+    if len(value) > characters_max or not value.isprintable():
+        return [f"{field}: at most {characters_max} characters, all of which can be printed"]
+    return []
+
+
 def _invalid(what: str, problems: list[str]) -> Rejected:
     many = f"{what} has {len(problems)} problems: {problems[0]}" if len(problems) > 1 else problems[0]
     return Rejected("invalid", many, tuple(problems))
@@ -486,6 +669,11 @@ def _invalid(what: str, problems: list[str]) -> Rejected:
 
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(sorted(names)[:20]) or "none"
+
+
+def _plain(text: str) -> str:
+    """Words that hold names from outside, fit for a message."""
+    return json.dumps(text[:160])[1:-1].replace('\\"', '"')
 
 
 def _shown(name: str) -> str:

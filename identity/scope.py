@@ -87,6 +87,34 @@ def decide(
     return Allow(_ascii(rule), tuple(judge.used))
 
 
+def beyond(wider: events.Scope, narrower: events.Scope) -> Iterator[str]:
+    """What `narrower` allows and `wider` does not, each in a few words: nothing, if it is a part of it.
+
+    `"*"` covers every name; no list of names covers `"*"`. Whatever `decide` allows under a part it allows under the whole.
+    """
+    if narrower.connection != wider.connection:
+        yield f"connection {narrower.connection}"
+    allowed: dict[tuple[str, str], frozenset[str]] = {}
+    for rule in wider.rules:
+        for table in rule.tables:
+            allowed[rule.schema, table] = allowed.get((rule.schema, table), frozenset()) | frozenset(rule.operations)
+    for rule in narrower.rules:
+        whole_schema = allowed.get((rule.schema, "*"))
+        for table in rule.tables:
+            this_table = allowed.get((rule.schema, table))
+            if this_table is None and whole_schema is None and not rule.operations:
+                yield f"{rule.schema}.{table}"  # a rule without operations still allows the types of its tables
+            held = (this_table or frozenset()) | (whole_schema or frozenset())
+            yield from (f"{operation} on {rule.schema}.{table}" for operation in rule.operations if operation not in held)
+    for kind, wanted, given in (
+        ("function", narrower.functions, frozenset(wider.functions)),
+        ("channel", narrower.channels, frozenset(wider.channels)),
+    ):
+        yield from (f"{kind} {name}" for name in wanted if name not in given)
+    if narrower.introspection and not wider.introspection:
+        yield "introspection"
+
+
 class _Judge:
     """Which grants one statement needed, gathered until one is missing."""
 
