@@ -88,7 +88,7 @@ def parser() -> argparse.ArgumentParser:
     ):
         _config(_command(commands, name, f"processes:{name}", what, json_option=False))
     status = _command(commands, "status", "health:status", "ask one process of this machine how it is; 0 when it is well")
-    status.add_argument("part", choices=("gateway", "relay", "watchdog", "worker", "api", "dashboard"))
+    status.add_argument("part", choices=("gateway", "relay", "watchdog", "worker", "api", "dashboard"), metavar="PART")
     _config(status)
     rebuild = _command(commands, "rebuild", "processes:rebuild", "make the tables anew from the log, and compare them with the old")
     _config(rebuild)
