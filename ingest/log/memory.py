@@ -51,6 +51,9 @@ class MemoryLog:
     def partitions(self, topic: str) -> int:
         return self._partitions.get(topic, 1)
 
+    async def offsets(self, topic: str) -> dict[Partition, int]:
+        return self.end_offsets(topic)
+
     def end_offsets(self, topic: str) -> dict[Partition, int]:
         return {(topic, n): len(self._records.get((topic, n), ())) for n in range(self.partitions(topic))}
 

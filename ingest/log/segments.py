@@ -146,6 +146,9 @@ class SegmentLog:
     def partitions(self, topic: str) -> int:
         return self._partitions.get(topic, 1)
 
+    async def offsets(self, topic: str) -> dict[Partition, int]:
+        return self.end_offsets(topic)
+
     def end_offsets(self, topic: str) -> dict[Partition, int]:
         """Cheap but for the first call, which passes over the last segment's headers."""
         ends: dict[Partition, int] = {}
