@@ -84,6 +84,7 @@ def parser() -> argparse.ArgumentParser:
     for name, what in (
         ("gateway", "run the gateway, where agents connect"),
         ("api", "run the API, which keeps the tables and takes commands"),
+        ("watchdog", "run the watchdog, which ends what a gateway should have ended"),
         ("dashboard", "run the dashboard"),
     ):
         _config(_command(commands, name, f"processes:{name}", what, json_option=False))

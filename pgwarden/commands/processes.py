@@ -25,6 +25,10 @@ def api(arguments: argparse.Namespace) -> int:
     return _process(arguments, "pgwarden.api_process")
 
 
+def watchdog(arguments: argparse.Namespace) -> int:
+    return _process(arguments, "pgwarden.watchdog_process")
+
+
 def dashboard(arguments: argparse.Namespace) -> int:
     return _process(arguments, "pgwarden.dashboard_process")
 

@@ -1,0 +1,83 @@
+"""`pgwarden watchdog`: ends what a gateway should have ended, with nothing of the gateway's. Writes observations."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+
+import uvloop
+
+from gateway.conversation import now_us
+from gateway.settings import GatewaySettings
+from gateway.stamp import watchdog_name
+from gateway.status import serve_status
+from gateway.watchdog import Sight, Watchdog, WatchdogSettings
+from ingest.log import EventLog, LogCorrupt, LogLocked, LogUnavailable
+from ingest.log.segments import SegmentLog
+from ingest.recorder import Recorder
+from ingest.settings import LogSettings, RecorderSettings
+from pgwarden.config import Config
+from pgwarden.settings import WATCHDOG_SOCKET_FILE
+from pgwarden.targets import control
+
+_log = logging.getLogger("pgwarden.watchdog")
+
+
+def run(config: Config) -> int:
+    """Exit status: 0 stopped as asked, 1 could not start or go on."""
+    try:
+        return uvloop.run(_run(config, WatchdogSettings()))
+    except (OSError, LogCorrupt, LogLocked, LogUnavailable) as error:
+        sys.stderr.write(f"pgwarden watchdog: {error}\n")
+        return 1
+
+
+async def _run(config: Config, settings: WatchdogSettings) -> int:
+    config.state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    log: EventLog = SegmentLog(config.state / "log", LogSettings())
+    if isinstance(log, SegmentLog):
+        await log.claim(("observations",))  # a second watchdog on this log ends here
+    else:
+        settings = replace(settings, watchdog=f"{settings.watchdog}-{socket.gethostname()}")
+    boot = now_us()
+    recorder = Recorder(log, settings.watchdog, boot, RecorderSettings())
+    watchdog = Watchdog(log, recorder, sights(config, settings), boot, settings)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    status = await serve_status(config.state / WATCHDOG_SOCKET_FILE, watchdog.status)
+    watching = loop.create_task(watchdog.run())
+    stopping = loop.create_task(_waited(stop))
+    _log.info("looking after %s", ", ".join(sorted(config.connections)) or "no connection")
+    await asyncio.wait((watching, stopping), return_when=asyncio.FIRST_COMPLETED)
+    exit_status = 0
+    if watching.done():
+        _log.error("the watchdog cannot go on: %r", watching.exception())
+        exit_status = 1
+    status.close()
+    for task in (watching, stopping):
+        task.cancel()
+    await asyncio.wait((watching, stopping))
+    await recorder.close()
+    await log.close()
+    return exit_status
+
+
+def sights(config: Config, settings: WatchdogSettings) -> Mapping[str, Sight]:
+    """Raises OSError, ssl.SSLError when a root certificate cannot be used."""
+    ours = GatewaySettings()
+    name = watchdog_name(settings.watchdog)
+    return {
+        connection.name: Sight(control(connection, ours, name), control(connection, ours, name))
+        for connection in config.connections.values()
+    }
+
+
+async def _waited(stop: asyncio.Event) -> None:
+    await stop.wait()
