@@ -66,7 +66,11 @@ class KafkaSettings:
     fetch_wait_ms: int = 250  # a broker answers a fetch that finds nothing after this long
     poll_bytes_max: int = 4 * 2**20
     end_offsets_age_ms: float = 100.0  # `end_offsets` may be this old
-    session_seconds: float = 10.0  # a group's member that says nothing for so long has ended (event-log 6.2: 60 is too long)
+    session_seconds: float = 10.0  # a group's member that says nothing for so long has ended (Kafka's 45 is a long time to wait)
+    work_seconds_max: float = 60.0  # a group's member that asks for no more records for so long has ended too
+    connect_seconds_max: float = 10.0  # until a broker has answered at all, at open()
+    answer_seconds_max: float = 5.0  # for an offset, a commit; beyond it LogUnavailable
+    close_seconds_max: float = 10.0  # close() waits this long for brokers that do not answer
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,122 @@
+"""Settings go in; a client that a broker has answered comes out, or a sentence that says why there is none.
+
+Only a process that is configured for Kafka imports this file and `kafka.py`: kafka-python alone takes a third of a second.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+from ingest.log import LogUnavailable
+from ingest.log.kafka_client import INSTALL, connection, listening, sentence
+from ingest.settings import KafkaSettings
+
+try:
+    import crc32c  # kafka-python has one of its own, in Python: 36 us for each 400 bytes instead of 0.04
+    import kafka
+    from kafka.errors import AuthorizationError, KafkaError, SaslAuthenticationFailedError
+    from kafka.net.compat import KafkaNetClient
+    from kafka.net.sasl import register_sasl_mechanism
+    from kafka.net.sasl.plain import SaslMechanismPlain
+    from kafka.net.sasl.scram import SaslMechanismScram
+except ImportError as error:
+    raise ImportError(f"{INSTALL} ({error.name} is missing)", name=error.name) from error
+
+VERSIONS: Final = (kafka.__version__, crc32c.__version__)
+_REPEATED_SECONDS: Final = 60.0  # what kafka-python says again within this time is not said again
+
+Client = TypeVar("Client")
+
+
+def connected(
+    kind: Callable[..., Client], settings: KafkaSettings, connect_seconds: float, answer_seconds: float, **configuration: object
+) -> Client:
+    """A client of kafka-python's that a broker has answered within `connect_seconds`. Blocks.
+
+    Raises:
+        LogUnavailable: No broker answered, or none lets us in, or a certificate cannot be read. Nothing of the client is left.
+    """
+    _begin()
+    made: list[KafkaNetClient] = []
+
+    def network(**given: object) -> KafkaNetClient:
+        made.append(KafkaNetClient(**given))
+        return made[-1]
+
+    told = {
+        **connection(settings),
+        "kafka_client": network,
+        "bootstrap_timeout_ms": round(connect_seconds * 1000),
+        "request_timeout_ms": round(answer_seconds * 1000),
+        "reconnect_backoff_ms": 50,
+        "retry_backoff_ms": 50,
+        "metadata_max_age_ms": 60_000,
+        "metrics_enabled": False,
+        **configuration,
+    }
+    if settings.sasl:
+        told["sasl_plain_password"] = settings.password  # the function: asked at each connection, see _with_password()
+    with listening() as heard:
+        try:
+            return kind(**told)
+        except BaseException as error:
+            for one in made:  # with its thread and sockets, which a client that was not born leaves behind
+                one.close()
+            if isinstance(error, (KafkaError, OSError)):
+                raise LogUnavailable(sentence(settings, error, heard)) from error
+            raise
+
+
+def refused(error: BaseException) -> bool:
+    """Whether a client that met this error keeps to it, though a new one may do better."""
+    return isinstance(error, (SaslAuthenticationFailedError, AuthorizationError))
+
+
+class _Plain(SaslMechanismPlain):  # type: ignore[misc]
+    def __init__(self, **configuration: object) -> None:
+        super().__init__(**_with_password(configuration))
+
+
+class _Scram(SaslMechanismScram):  # type: ignore[misc]
+    def __init__(self, **configuration: object) -> None:
+        super().__init__(**_with_password(configuration))
+
+
+def _with_password(configuration: dict[str, object]) -> dict[str, object]:
+    password = configuration.get("sasl_plain_password")
+    return {**configuration, "sasl_plain_password": password()} if callable(password) else configuration
+
+
+class _Words(logging.Handler):
+    """Passes on what an operator can use of what kafka-python says, each kind of it once a minute."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._passed: dict[str, float] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        now = time.monotonic()
+        kind = f"{record.name}: {record.msg if record.args else ''}"
+        if now - self._passed.get(kind, -_REPEATED_SECONDS) >= _REPEATED_SECONDS:
+            self._passed[kind] = now
+            # An error to it is a broker that is away, which is a warning to us as long as the log says nothing worse.
+            logging.getLogger(__name__).warning("%s: %s", record.name, record.getMessage())
+
+
+_begun = threading.Event()
+
+
+def _begin() -> None:
+    if _begun.is_set():
+        return
+    _begun.set()
+    said = logging.getLogger("kafka")
+    said.addHandler(_Words())
+    said.propagate = False
+    said.setLevel(logging.WARNING)  # at DEBUG it would write records and SASL's bytes, however the root is set
+    for name, mechanism in (("PLAIN", _Plain), ("SCRAM-SHA-256", _Scram), ("SCRAM-SHA-512", _Scram)):
+        register_sasl_mechanism(name, mechanism, overwrite=True)
