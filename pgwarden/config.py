@@ -205,9 +205,9 @@ class _Reading:
     def state(self, file: Table) -> Path:
         state = Path(os.path.abspath(file.path("state", self.folder) or self.folder / ".pgwarden"))
         shown = printable(str(state))
-        socket_bytes = len(os.fsencode(state / settings.SOCKET_FILE))
+        socket_bytes = len(os.fsencode(state / settings.WATCHDOG_SOCKET_FILE))
         if socket_bytes > settings.SOCKET_PATH_BYTES_MAX:
-            limit = settings.SOCKET_PATH_BYTES_MAX - len(settings.SOCKET_FILE) - 1
+            limit = settings.SOCKET_PATH_BYTES_MAX - len(settings.WATCHDOG_SOCKET_FILE) - 1
             file.problem(f"is {shown}, too long for a unix socket in it", f"write a path of at most {limit} bytes", "state")
             return state
         try:
