@@ -28,6 +28,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from ingest.log import topics
+from ingest.log.kafka_client import connection
 from ingest.settings import KafkaSettings
 from pgwarden.postgres import die_with_parent
 
@@ -440,6 +442,17 @@ def settings(broker: Broker | Cluster, prefix: str, listener: Listener = "plaint
         in_sync_min=1,
     )
     return secure
+
+
+def remove_topics(settings: KafkaSettings) -> None:
+    """So that a session of a thousand tests does not end with a thousand tests' topics on one small broker."""
+    from kafka.admin import KafkaAdminClient
+
+    admin = KafkaAdminClient(**connection(settings))
+    try:
+        admin.delete_topics([one.name for one in topics.wanted(settings)], raise_errors=False)
+    finally:
+        admin.close()
 
 
 def _cluster_id() -> str:

@@ -18,8 +18,11 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from ingest.log import topics
+from ingest.settings import KafkaSettings
 from pgwarden.postgres import Postgres, PostgresSettings
 from pgwarden.postgres import free_port as a_free_port
+from tests import broker as brokers
 from tests.broker import Broker, Cluster, jars, make_certificates
 
 T = TypeVar("T")
@@ -195,6 +198,17 @@ def cluster(needs: Callable[[str, bool], None], tmp_path: Path) -> Iterator[Clus
     """Three brokers of one test; any one may be gone."""
     with Cluster(tmp_path / "cluster", _kafka_lib(needs)) as running:
         yield running
+
+
+@pytest.fixture
+def kafka_settings(broker: Broker) -> Iterator[KafkaSettings]:
+    """The log's topics on the broker of all tests, under a prefix of this test's own; they are gone after it."""
+    settings = brokers.settings(broker, f"test-{secrets.token_hex(4)}.")
+    topics.apply(settings)
+    try:
+        yield settings
+    finally:
+        brokers.remove_topics(settings)
 
 
 @pytest.fixture(scope="session")
