@@ -437,7 +437,7 @@ def _staged(batch: Batch) -> dict[str, list[Row]]:
 
 def _fill(stage: Stage) -> str:
     """One JSON parameter, one statement: DuckDB 2.0.0 reads Arrow and pandas wrongly in places."""
-    kinds = {name: ["VARCHAR"] if kind == "VARCHAR[]" else kind for name, kind in stage.columns.items()}
+    kinds = {name: [kind.removesuffix("[]")] if kind.endswith("[]") else kind for name, kind in stage.columns.items()}
     structure = msgspec.json.encode([kinds]).decode()
     columns = ", ".join(f'r."{name}"' for name in stage.columns)
     source = f"(select unnest(from_json($1::json, '{structure}')) as r)"

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from ingest.events import Frame, Stamp, Topic
 from ingest.log import Record
 
-Cell: TypeAlias = str | int | tuple[str, ...] | tuple[str | None, ...] | None
+Cell: TypeAlias = str | int | tuple[str, ...] | tuple[str | None, ...] | tuple[int | str, ...] | None
 Row: TypeAlias = Mapping[str, Cell]
 Staged: TypeAlias = tuple[str, Row]
 """The stage that the row is for, and the row."""
@@ -58,6 +58,16 @@ class Projection:
 def place(record: Record, index: int) -> int:
     """One number that orders the events of a partition."""
     return record.offset << INDEX_BITS | index
+
+
+def lists(types: Mapping[str, str]) -> dict[str, str]:
+    """The same columns, staged in lists."""
+    return {name: f"{kind}[]" for name, kind in types.items()}
+
+
+def unnested(stage: str, same: Iterable[str], listed: Iterable[str]) -> str:
+    """The query of a stage's rows, one an element of its lists."""
+    return f"select {', '.join([*same, *(f'unnest({name}) as {name}' for name in listed)])} from {stage}"  # noqa: S608
 
 
 def columns(types: Mapping[str, str]) -> str:

@@ -30,23 +30,13 @@ PROJECTION: Final = Projection(
     rows=rows,
     merge=(
         Merge(
-            ("stage_begun", "stage_denied", "stage_completed"),
+            ("stage_counted",),
             """merge into rates r using (
-                select date_trunc('minute', started_at) as minute, agent, sum(statements)::bigint as statements,
-                    sum(denied)::bigint as denied, sum(finished)::bigint as finished, sum(errors)::bigint as errors,
-                    sum(rows)::bigint as rows, sum(bytes_in)::bigint as bytes_in, sum(bytes_out)::bigint as bytes_out,
-                    sum(duration_us)::bigint as duration_us, max(started_at) as last_at
-                from (
-                    select started_at, agent, 1 as statements, 0 as denied, 0 as finished, 0 as errors, 0 as rows,
-                        0 as bytes_in, 0 as bytes_out, 0 as duration_us
-                    from stage_begun
-                    union all
-                    select instant(d.started_us), p.agent, 0, 1, 0, 0, 0, 0, 0, 0
-                    from stage_denied d join stage_stamps p using (stamp)
-                    union all
-                    select started_at, agent, 0, 0, 1, (outcome = 'error')::int, rows, bytes_in, bytes_out, duration_us
-                    from stage_completed
-                ) group by all
+                select minute, agent, sum(statements)::bigint as statements, sum(denied)::bigint as denied,
+                    sum(finished)::bigint as finished, sum(errors)::bigint as errors, sum(rows)::bigint as rows,
+                    sum(bytes_in)::bigint as bytes_in, sum(bytes_out)::bigint as bytes_out,
+                    sum(duration_us)::bigint as duration_us, max(last_at) as last_at
+                from stage_counted group by minute, agent
             ) n on r.minute = n.minute and r.agent = n.agent
             when matched then update set statements = r.statements + n.statements, denied = r.denied + n.denied,
                 finished = r.finished + n.finished, errors = r.errors + n.errors, rows = r.rows + n.rows,

@@ -25,18 +25,11 @@ PROJECTION: Final = Projection(
     rows=rows,
     merge=(
         Merge(
-            ("stage_begun", "stage_denied", "stage_completed"),
+            ("stage_counted",),
             """merge into session_counts c using (
                 select session, sum(statements)::bigint as statements, sum(denied)::bigint as denied,
-                    sum(errors)::bigint as errors, sum(rows)::bigint as rows, max(started_at) as last_at
-                from (
-                    select session, started_at, 1 as statements, 0 as denied, 0 as errors, 0 as rows from stage_begun
-                    union all
-                    select p.session, instant(d.started_us), 0, 1, 0, 0
-                    from stage_denied d join stage_stamps p using (stamp)
-                    union all
-                    select session, started_at, 0, 0, (outcome = 'error')::int, rows from stage_completed
-                ) group by session
+                    sum(errors)::bigint as errors, sum(rows)::bigint as rows, max(last_at) as last_at
+                from stage_counted group by session
             ) n on c.session = n.session
             when matched then update set statements = c.statements + n.statements, denied = c.denied + n.denied,
                 errors = c.errors + n.errors, rows = c.rows + n.rows, last_at = greatest(c.last_at, n.last_at)
