@@ -120,7 +120,8 @@ class Recorder:
         self._state_since_us = 0
         self._state_reason = ""
         self._problem = ""  # why the log takes nothing
-        self._blocked = ""  # why it must not grow, by somebody else's word
+        self._blocked = ""  # why it should not grow, by somebody else's word
+        self._full = False  # and may not
         self._closed = False
         self._ended = False  # nothing more becomes durable
         self._ends: dict[Partition, int] = {}  # of what this recorder has written: the next offsets
@@ -148,10 +149,10 @@ class Recorder:
         """Take the event, and return its ticket; tickets rise by 1. With `flush=False` it may wait for the linger.
 
         Raises:
-            LogUnavailable: The buffer is full, or the recorder is closed. The event was not taken.
+            LogUnavailable: The buffer is full, block() said `full`, or the recorder is closed. The event was not taken.
             ValueError: The event cannot be encoded, or belongs to another topic. The event was not taken.
         """
-        if self._pending_bytes >= self._settings.buffer_bytes_max or self._closed:
+        if self._pending_bytes >= self._settings.buffer_bytes_max or self._full or self._closed:
             raise LogUnavailable(
                 "the recorder is closed" if self._closed else self._state_reason or "the recorder's buffer is full"
             )
@@ -186,9 +187,10 @@ class Recorder:
         self._replicated_to = offsets
         self._look_at_replication()
 
-    def block(self, reason: str) -> None:
-        """Be unavailable for this reason too, until told "". Events are still taken, so that sessions can record their end."""
+    def block(self, reason: str, *, full: bool = False) -> None:
+        """Be unavailable for this reason too, until told "". Unless `full`, events are still taken: sessions record their end."""
         self._blocked = reason
+        self._full = full
         self._decide_availability()
 
     def state(self) -> RecorderState:
