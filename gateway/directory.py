@@ -32,6 +32,11 @@ class Directory:
         self._ends = log.end_offsets("identity")
         self._follower = Follower(log, ("identity", "commands"), offsets)
 
+    @property
+    def identity_offset(self) -> int:
+        """The first record of `identity` that is not in the registry yet."""
+        return self._follower.offsets[("identity", 0)]
+
     async def catch_up(self) -> None:
         """Return once everything that was recorded before this object was made is known.
 

@@ -83,6 +83,7 @@ def parser() -> argparse.ArgumentParser:
 
     for name, what in (
         ("gateway", "run the gateway, where agents connect"),
+        ("relay", "run a gateway's relay to Kafka, which the gateway itself starts"),
         ("api", "run the API, which keeps the tables and takes commands"),
         ("watchdog", "run the watchdog, which ends what a gateway should have ended"),
         ("dashboard", "run the dashboard"),

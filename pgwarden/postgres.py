@@ -65,17 +65,18 @@ def free_port(host: str = "127.0.0.1") -> int:
         return port
 
 
-def die_with_parent(signal_number: int) -> Callable[[], None]:
+def die_with_parent(signal_number: int, parent: int | None = None) -> Callable[[], None]:
     """Return a `preexec_fn` after which the kernel sends `signal_number` to the child when the thread that started it ends.
 
+    With `parent`, the process that the child was started by, the child may call it itself: no code runs between fork and exec.
     prctl(2): the signal is tied to the parent *thread*, so start such children from a thread that outlives them. The setting is
     lost when the child changes its credentials, therefore it is made after `user=` has taken effect.
     """
-    parent = os.getpid()
+    expected = os.getpid() if parent is None else parent
 
     def tie() -> None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal_number)
-        if os.getppid() != parent:  # the parent ended before the call above
+        if os.getppid() != expected:  # the parent ended before the call above
             os.kill(os.getpid(), signal.SIGKILL)
 
     return tie

@@ -23,6 +23,7 @@ SECONDS_MAX: Final = 10 * 365 * 86400
 NAME_BYTES_MAX: Final = 63  # as PostgreSQL's own names (NAMEDATALEN - 1)
 SOCKET_PATH_BYTES_MAX: Final = 107  # sun_path of unix(7), less its terminating zero
 SOCKET_FILE: Final = "run/gateway.sock"
+RELAY_SOCKET_FILE: Final = "run/relay.sock"
 WATCHDOG_SOCKET_FILE: Final = "run/watchdog.sock"
 SAMPLES_FILE: Final = "ports.json"  # in a state folder that `pgwarden up` filled with samples
 

@@ -21,6 +21,10 @@ def gateway(arguments: argparse.Namespace) -> int:
     return _process(arguments, "pgwarden.gateway_process")
 
 
+def relay(arguments: argparse.Namespace) -> int:
+    return _process(arguments, "pgwarden.relay_process")
+
+
 def api(arguments: argparse.Namespace) -> int:
     return _process(arguments, "pgwarden.api_process")
 
