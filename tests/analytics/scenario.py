@@ -87,10 +87,18 @@ class Writer:
     def started(self) -> None:
         self.add(self.name, GatewayStarted(self.at(), self.name, self.boot, "0.1"))
 
-    def opened(self, under: Stamp, *, expires_at_us: int = 0, method: str = "token") -> None:
+    def opened(
+        self,
+        under: Stamp,
+        *,
+        expires_at_us: int = 0,
+        method: str = "token",
+        groups: tuple[str, ...] = (),
+        knew_us: int = 0,
+    ) -> None:
         self.add(
             under.agent,
-            SessionOpened(self.at(), under, method, "cred", expires_at_us, "psql", "TLSv1.3", "3.0", "group"),
+            SessionOpened(self.at(), under, method, "cred", expires_at_us, "psql", "TLSv1.3", "3.0", "group", groups, knew_us),
         )
 
     def closed(self, under: Stamp, reason: str = "client") -> None:

@@ -200,7 +200,7 @@ async def test_a_session_opened_after_a_reinstatement_is_let_live(log: SegmentLo
             await api.write()
             api.add(agent, AgentReinstated(at_us + 1, agent, "x", "op"))
             gateway.now_us = at_us + 2
-            gateway.opened(stamp(f"s{number}", agent))
+            gateway.opened(stamp(f"s{number}", agent), knew_us=at_us + 1)
             await api.write()  # a gateway has to have read it
             await gateway.write()
         async with asyncio.timeout(5):
