@@ -275,7 +275,7 @@ class Watchdog:
     # -- ending ----------------------------------------------------------------------------------------------------------------
 
     async def _end(self, connection: str, control: Control) -> None:
-        name = f"connection {connection}"
+        name = f"connection {connection}, to end sessions there"
         news = self._news[connection]
         while True:
             await news.wait()
@@ -290,6 +290,7 @@ class Watchdog:
                     self._lost(name, str(failed))
                     pause = max(pause, 0.05)
                 else:
+                    self._found(name)
                     moment = time.monotonic()
                     for work in standing:
                         work.sent = work.sent or work.backend in there
@@ -364,6 +365,7 @@ class Watchdog:
     def _lost(self, what: str, reason: str) -> None:
         blindness = self._blind.get(what)
         if blindness is None:
+            _log.warning("%s does not answer: %s", what, reason)
             self._blind[what] = _Blindness(_now().wall_us, time.monotonic(), reason)
         else:
             blindness.reason = reason
@@ -377,7 +379,7 @@ class Watchdog:
         for what, blindness in self._blindness():
             if not blindness.told:
                 blindness.told = True
-                _log.error("blind: %s does not answer (%s)", what, blindness.reason)
+                _log.error("blind for %g s: %s does not answer: %s", self._settings.blind_seconds, what, blindness.reason)
 
     def _blindness(self) -> list[tuple[str, _Blindness]]:
         until = time.monotonic() - self._settings.blind_seconds
