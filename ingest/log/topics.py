@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from ingest.log import LogUnavailable
 from ingest.log.kafka_client import INSTALL, connection, listening, sentence
-from ingest.settings import KafkaSettings
+from ingest.settings import TABLES, KafkaSettings
 
 if TYPE_CHECKING:
     from kafka.admin import KafkaAdminClient
 
 KEPT_FOR_EVER: Final = ("identity", "commands", "checkpoints")  # who may do what is a fold over the first
 DAY_MS: Final = 86_400_000
+TABLE_SEGMENT_BYTES: Final = 16 * 2**20  # some 30,000 values; read in a second
+TABLE_SEGMENT_MS: Final = 600_000
 BATCH_OVERHEAD_BYTES: Final = 64 * 2**10  # of a batch that holds one record of the largest size; Kafka needs under 200
 LONG_MAX: Final = str(2**63 - 1)
 TOPIC_ALREADY_EXISTS: Final = 36
@@ -65,6 +67,16 @@ class TopicsRefused(Exception):
 
 
 def wanted(settings: KafkaSettings) -> tuple[Wanted, ...]:
+    common = {
+        "retention.bytes": "-1",
+        "min.insync.replicas": str(settings.in_sync_min),
+        "unclean.leader.election.enable": "false",  # a copy that was behind would take acknowledged records away
+        "max.message.bytes": str(settings.record_bytes_max + BATCH_OVERHEAD_BYTES),
+        "message.timestamp.type": "CreateTime",  # when the writer appended it
+        # A writer whose clock is ahead would else be refused, and its statements with it; Kafka's default is one hour.
+        "message.timestamp.after.max.ms": LONG_MAX,
+        "message.timestamp.before.max.ms": LONG_MAX,  # `pgwarden log copy` writes old records
+    }
     return tuple(
         Wanted(
             topic,
@@ -74,17 +86,27 @@ def wanted(settings: KafkaSettings) -> tuple[Wanted, ...]:
             {
                 "cleanup.policy": "delete",  # compaction would drop facts
                 "retention.ms": "-1" if topic in KEPT_FOR_EVER else str(settings.retention_days * DAY_MS),
-                "retention.bytes": "-1",
-                "min.insync.replicas": str(settings.in_sync_min),
-                "unclean.leader.election.enable": "false",  # a copy that was behind would take acknowledged records away
-                "max.message.bytes": str(settings.record_bytes_max + BATCH_OVERHEAD_BYTES),
-                "message.timestamp.type": "CreateTime",  # when the writer appended it
-                # A writer whose clock is ahead would else be refused, and its statements with it; Kafka's default is one hour.
-                "message.timestamp.after.max.ms": LONG_MAX,
-                "message.timestamp.before.max.ms": LONG_MAX,  # `pgwarden log copy` writes old records
+                **common,
             },
         )
         for topic, partitions in settings.partitions.items()
+    ) + tuple(
+        Wanted(
+            table,
+            settings.topic_prefix + table,
+            settings.partitions[shared],
+            settings.replication,
+            {
+                "cleanup.policy": "compact",
+                "retention.ms": "-1",
+                # A worker reads all of it when it gets a partition, and only what is behind the newest segment is compacted.
+                "segment.bytes": str(TABLE_SEGMENT_BYTES),
+                "segment.ms": str(TABLE_SEGMENT_MS),
+                "min.cleanable.dirty.ratio": "0.1",
+                **common,
+            },
+        )
+        for table, shared in TABLES.items()
     )
 
 
@@ -126,6 +148,8 @@ def apply(settings: KafkaSettings, *, dry_run: bool = False) -> list[Change]:
     for want in wanted(settings):
         if want in missing:
             kept = "for ever" if want.configs["retention.ms"] == "-1" else f"for {settings.retention_days} days"
+            if want.topic in TABLES:
+                kept = "the newest of each key"
             copies = f"{want.replication} {'copy' if want.replication == 1 else 'copies'}"
             parts = f"{want.partitions} {'partition' if want.partitions == 1 else 'partitions'}"
             changes.append(Change(want.topic, "created", f"{parts}, {copies}, {settings.in_sync_min} in sync, kept {kept}"))
@@ -142,6 +166,9 @@ def refusal(want: Wanted, found: Found) -> str:
     """Why this topic cannot become what is wanted; "" when it can."""
     if not found.partitions:
         return ""
+    if found.partitions != want.partitions and want.topic in TABLES:
+        place = f"{want.name} has {found.partitions} partitions, not {want.partitions}"
+        return f"{place}: delete it while no worker runs; it holds no facts"
     if found.partitions != want.partitions:
         setting = f"{want.topic}_partitions" if want.topic not in KEPT_FOR_EVER else "its number of partitions"
         return (

@@ -14,7 +14,7 @@ from kafka.admin import ConfigResource, KafkaAdminClient
 from ingest.log import LogUnavailable
 from ingest.log.kafka_client import connection
 from ingest.log.topics import DAY_MS, Found, TopicsRefused, apply, difference, look, refusal, wanted
-from ingest.settings import PARTITIONS, KafkaSettings
+from ingest.settings import PARTITIONS, TABLES, KafkaSettings
 from tests import broker as brokers
 from tests.broker import PASSWORD, Broker
 
@@ -31,13 +31,15 @@ def test_what_is_missing_is_created_as_it_should_be(bare: KafkaSettings) -> None
     try:
         assert {change.action for change in apply(bare)} == {"created"}
         found = {one.topic: one for one in look(bare)}
-        assert {topic: one.partitions for topic, one in found.items()} == brokers.PARTITIONS
+        tables = {table: brokers.PARTITIONS[topic] for table, topic in TABLES.items()}
+        assert {topic: one.partitions for topic, one in found.items()} == brokers.PARTITIONS | tables
         for want in wanted(bare):
             assert difference(want, found[want.topic]) == []
             configs = found[want.topic].configs
-            kept_ms = -1 if want.topic in ("identity", "commands", "checkpoints") else 90 * DAY_MS
+            kept_ms = -1 if want.topic in ("identity", "commands", "checkpoints", *TABLES) else 90 * DAY_MS
             assert configs["retention.ms"] == str(kept_ms)
-            assert (configs["cleanup.policy"], configs["unclean.leader.election.enable"]) == ("delete", "false")
+            assert configs["cleanup.policy"] == ("compact" if want.topic in TABLES else "delete")
+            assert configs["unclean.leader.election.enable"] == "false"
             assert int(configs["max.message.bytes"]) > bare.record_bytes_max
             assert found[want.topic].end == dict.fromkeys(range(want.partitions), 0)
     finally:
@@ -78,7 +80,8 @@ def test_another_number_of_partitions_is_refused_and_nothing_is_changed(kafka_se
     more = dataclasses.replace(kafka_settings, retention_days=5, partitions={**kafka_settings.partitions, "sessions": 7})
     with pytest.raises(TopicsRefused) as refused:
         apply(more)
-    (sentence,) = refused.value.sentences
+    sentence, of_table = refused.value.sentences
+    assert "worker-floors-changelog has 2 partitions, not 7: delete it" in of_table
     assert "sessions has 2 partitions and sessions_partitions asks for 7" in sentence
     assert "write 2" in sentence
     assert {one.configs["retention.ms"] for one in look(kafka_settings)} == {"-1", str(90 * DAY_MS)}
@@ -87,7 +90,7 @@ def test_another_number_of_partitions_is_refused_and_nothing_is_changed(kafka_se
 def test_another_number_of_copies_is_refused(kafka_settings: KafkaSettings) -> None:
     with pytest.raises(TopicsRefused) as refused:
         apply(dataclasses.replace(kafka_settings, replication=3, in_sync_min=2))
-    assert len(refused.value.sentences) == len(PARTITIONS)
+    assert len(refused.value.sentences) == len(PARTITIONS) + len(TABLES)
     assert "identity has 1 copies and replication asks for 3" in str(refused.value)
 
 
