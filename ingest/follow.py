@@ -32,6 +32,35 @@ class Gap:
     seq: int  # the one that was seen next
 
 
+class Sequences:
+    """Tells a frame that is new from one that was seen, and names what is missing before it. Frames come in the log's order.
+
+    `whole`: the partitions that are read from their first record on, by this object or by the one whose `seen` it goes on with.
+    """
+
+    def __init__(self, seen: Seen, whole: Iterable[Partition], on_gap: Callable[[Gap], None]) -> None:
+        self.seen = seen
+        self._whole = set(whole)
+        self._on_gap = on_gap
+
+    def is_new(self, topic: str, partition: int, offset: int, writer: str, boot: int, seq: int, step: int) -> bool:
+        name = (writer, topic, partition)
+        before = seq - step
+        newest = self.seen.get(name)
+        if newest is not None and newest[0] == boot:
+            if seq <= newest[1]:
+                return False
+            last = newest[1]
+        elif newest is not None or (topic, partition) in self._whole:
+            last = -1
+        else:
+            last = before  # began in the middle of the log, knowing nothing of what stands before
+        if before != last:
+            self._on_gap(Gap(topic, partition, offset, writer, boot, last, seq))
+        self.seen[name] = (boot, seq)
+        return True
+
+
 def log_gap(gap: Gap) -> None:
     logging.getLogger(__name__).error("frames are missing from the log: %s", gap)
 
@@ -54,9 +83,8 @@ class Follower:
         places = [(topic, number) for topic in topics for number in range(log.partitions(topic))]
         self.offsets: dict[Partition, int] = {place: offsets.get(place, 0) for place in places}
         self.seen: Seen = dict(seen or {})
-        # Read from the first record on, by this object or by the one whose `seen` it goes on with.
-        self._whole = {place for place, offset in self.offsets.items() if offset == 0 or seen is not None}
-        self._on_gap = on_gap
+        whole = (place for place, offset in self.offsets.items() if offset == 0 or seen is not None)
+        self._sequences = Sequences(self.seen, whole, on_gap)
         self._subscription = log.assign(dict(self.offsets))
 
     async def poll(self, records_max: int = POLL_RECORDS, timeout_seconds: float = POLL_SECONDS) -> list[tuple[Record, Frame]]:
@@ -84,30 +112,15 @@ class Follower:
                 if found:
                     break  # those before it are whole; a later call comes back to this one
                 raise LogCorrupt(f"{record.topic}/{record.partition}, record {record.offset}: {error}") from error
-            if self._is_new(record, frame):
+            if self._sequences.is_new(
+                record.topic, record.partition, record.offset, frame.writer, frame.boot, frame.seq, frame.step
+            ):
                 found.append((record, frame))
             self.offsets[place] = record.offset + 1
         return found
 
     def close(self) -> None:
         self._subscription.close()
-
-    def _is_new(self, record: Record, frame: Frame) -> bool:
-        name = (frame.writer, record.topic, record.partition)
-        before = frame.seq - frame.step
-        newest = self.seen.get(name)
-        if newest is not None and newest[0] == frame.boot:
-            if frame.seq <= newest[1]:
-                return False
-            last = newest[1]
-        elif newest is not None or (record.topic, record.partition) in self._whole:
-            last = -1
-        else:
-            last = before  # began in the middle of the log, knowing nothing of what stands before
-        if before != last:
-            self._on_gap(Gap(record.topic, record.partition, record.offset, frame.writer, frame.boot, last, frame.seq))
-        self.seen[name] = (frame.boot, frame.seq)
-        return True
 
 
 async def follow(
