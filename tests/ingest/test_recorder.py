@@ -399,3 +399,131 @@ async def test_a_disk_that_hangs_does_not_hold_the_loop(tmp_path: Path) -> None:
     await recorder.recorded(ticket)
     await recorder.close()
     await log.close()
+
+
+async def test_a_ticket_is_replicated_once_the_brokers_have_all_that_was_written_with_it_and_before() -> None:
+    log = CountedLog()
+    recorder = Recorder(log, "w", 1, FAST)
+    first = recorder.record("identity", "a", revoked(0))
+    await recorder.recorded(first)
+    second = recorder.record("identity", "a", revoked(1))
+    called: list[int] = []
+    for ticket in (second, first):
+        recorder.brokers.when(ticket, lambda ticket=ticket: called.append(ticket))  # type: ignore[misc]
+    await recorder.recorded(second)
+    assert (recorder.replicated, called) == (0, [])
+    recorder.replicated_to({("identity", 0): 1})
+    assert (recorder.replicated, called) == (first, [first])
+    recorder.replicated_to({("identity", 0): 2})
+    assert (recorder.replicated, called) == (second, [first, second])
+    recorder.brokers.when(second, lambda: called.append(0))
+    assert called[-1] == 0
+    await recorder.close()
+
+
+async def test_what_the_brokers_have_of_one_topic_says_nothing_of_another() -> None:
+    log = CountedLog()
+    recorder = Recorder(log, "w", 1, FAST)
+    recorder.record("identity", "a", revoked(0))
+    ticket = recorder.record("statements", "a", StatementStarted(1, 1, 1, "rule"))
+    await recorder.recorded(ticket)
+    recorder.replicated_to({("statements", 0): 1})
+    assert recorder.replicated == 0
+    recorder.replicated_to({("statements", 0): 1, ("identity", 0): 1})
+    assert recorder.replicated == ticket
+    await recorder.close()
+
+
+async def test_word_of_the_brokers_that_comes_before_word_of_the_disk_counts_too() -> None:
+    log = CountedLog()
+    recorder = Recorder(log, "w", 1, FAST)
+    ticket = recorder.record("identity", "a", revoked(0))
+    recorder.replicated_to({("identity", 0): 5})
+    assert recorder.replicated == 0
+    await asyncio.wait_for(recorder.brokers.passed(ticket), 5)
+    await recorder.close()
+
+
+async def test_what_nobody_waits_for_is_not_remembered_however_long_the_brokers_are_away() -> None:
+    log = CountedLog()
+    recorder = Recorder(log, "w", 1, FAST)
+    first = recorder.record("identity", "a", revoked(0))
+    recorder.brokers.when(first, lambda: None)
+    await recorder.recorded(first)
+    for n in range(1, 200):
+        await recorder.recorded(recorder.record("identity", "a", revoked(n)))
+    assert len(recorder._unreplicated) == 1
+    last = recorder.record("identity", "a", revoked(200))
+    waiting = asyncio.ensure_future(recorder.brokers.passed(last))
+    await recorder.recorded(last)
+    recorder.replicated_to({("identity", 0): 200})
+    await asyncio.sleep(0.01)
+    assert not waiting.done()
+    assert recorder.replicated >= first
+    recorder.replicated_to({("identity", 0): 201})
+    await asyncio.wait_for(waiting, 5)
+    await recorder.close()
+
+
+async def test_a_recorder_that_ended_tells_those_who_wait_for_the_brokers_too() -> None:
+    class Broken(MemoryLog):
+        async def append(self, entries: Sequence[Entry]) -> Sequence[Position]:
+            raise RuntimeError("not in the contract")
+
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, _context: None)
+    recorder = Recorder(Broken(), "w", 1, FAST)
+    ticket = recorder.record("identity", "a", revoked(0))
+    with pytest.raises(LogUnavailable, match="not in the contract"):
+        await asyncio.wait_for(recorder.brokers.passed(ticket), 5)
+    with pytest.raises(LogUnavailable):
+        await recorder.brokers.passed(ticket)
+
+
+async def test_a_blocked_recorder_is_unavailable_until_it_is_told_otherwise_whatever_the_log_does_meanwhile() -> None:
+    log = CountedLog()
+    recorder = Recorder(log, "w", 1, FAST)
+    told: list[RecorderState] = []
+    recorder.on_availability = told.append
+    recorder.block("too much waits for Kafka")
+    assert not recorder.available
+    ticket = recorder.record("identity", "a", revoked(0))  # sessions record their end
+    await recorder.recorded(ticket)
+    log.fault = "not stored"
+    recorder.record("identity", "a", revoked(1))
+    await asyncio.sleep(0.05)
+    assert recorder.state().reason == "the disk is full"
+    log.fault = None
+    await recorder.recorded(ticket + 1)
+    assert recorder.state().reason == "too much waits for Kafka"
+    assert not recorder.available
+    recorder.block("")
+    assert [(state.available, state.reason) for state in told] == [(False, "too much waits for Kafka"), (True, "")]
+    await recorder.close()
+
+
+async def test_a_recorder_that_is_told_that_it_is_full_takes_nothing() -> None:
+    recorder = Recorder(MemoryLog(), "w", 1, FAST)
+    recorder.block("too much waits for Kafka", full=True)
+    with pytest.raises(LogUnavailable, match="too much waits for Kafka"):
+        recorder.record("identity", "a", revoked(0))
+    recorder.block("too much waits for Kafka")
+    await recorder.recorded(recorder.record("identity", "a", revoked(0)))
+    await recorder.close()
+
+
+async def test_frames_name_the_frame_before_them_in_the_log_that_readers_will_see() -> None:
+    here = CountedLog()
+    there = MemoryLog({"identity": 4})
+    recorder = Recorder(here, "w", 1, FAST, partitions={"identity": 4})
+    for n in range(60):
+        await recorder.recorded(recorder.record("identity", f"agent {n % 7}", revoked(n)))
+    await recorder.close()
+    for entries in here.appends:
+        await there.append(entries)
+    gaps: list[object] = []
+    follower = Follower(there, ("identity",), {}, on_gap=gaps.append)
+    count = 0
+    while some := await follower.poll(timeout_seconds=0):
+        count += len(some)
+    assert (count, gaps) == (60, [])
+    assert len({place for place, end in there.end_offsets("identity").items() if end}) > 1
