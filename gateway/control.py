@@ -16,17 +16,11 @@ from gateway.settings import GatewaySettings
 from gateway.upstream import Target
 
 _BACKEND_START: LiteralString = "SELECT backend_start FROM pg_catalog.pg_stat_activity WHERE pid OPERATOR(pg_catalog.=) %s"
-_ALIVE: LiteralString = (
-    "SELECT 1 FROM pg_catalog.pg_stat_activity WHERE pid OPERATOR(pg_catalog.=) %s AND backend_start OPERATOR(pg_catalog.=) %s"
-)
-# The pid alone may belong to somebody else by now: together with its start it is the backend that we mean, or nobody.
-_TERMINATE: LiteralString = (
-    "SELECT pg_catalog.pg_cancel_backend(pid), pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity"
-    " WHERE pid OPERATOR(pg_catalog.=) %s AND backend_start OPERATOR(pg_catalog.=) %s"
-)
-# The same for many at once: a scan of pg_stat_activity costs as much for one as for all.
+# The pid alone may belong to somebody else by now: together with its start it is the backend that we mean, or nobody. Many at once:
+# a scan of pg_stat_activity costs as much for one as for all.
 _WANTED: LiteralString = (
-    " FROM pg_catalog.pg_stat_activity a, pg_catalog.unnest(%s::pg_catalog.int4[], %s::pg_catalog.timestamptz[]) AS w(pid, start)"
+    " FROM pg_catalog.pg_stat_activity a,"
+    " ROWS FROM (pg_catalog.unnest(%s::pg_catalog.int4[]), pg_catalog.unnest(%s::pg_catalog.timestamptz[])) AS w(pid, start)"
     " WHERE a.pid OPERATOR(pg_catalog.=) w.pid AND a.backend_start OPERATOR(pg_catalog.=) w.start"
 )
 _TERMINATE_ALL: LiteralString = (
@@ -89,13 +83,6 @@ class Control:
         if not rows or not isinstance(rows[0][0], datetime):
             raise ControlFailed(f"no backend has pid {pid}")
         return _microseconds(rows[0][0])
-
-    async def alive(self, pid: int, backend_start_us: int) -> bool:
-        return bool(await self._rows(_ALIVE, (pid, _timestamp(backend_start_us))))
-
-    async def terminate(self, pid: int, backend_start_us: int) -> None:
-        """Cancel and terminate; a backend that is gone already is no error."""
-        await self._rows(_TERMINATE, (pid, _timestamp(backend_start_us)))
 
     async def callable_names(self) -> frozenset[str]:
         return frozenset(str(row[0]) for row in await self._rows(_CALLABLE, ()))

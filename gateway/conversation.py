@@ -12,8 +12,8 @@ from typing import assert_never
 import msgspec
 
 from gateway.channel import Channel
-from gateway.control import Control
-from gateway.kill import end_backend
+from gateway.control import Backend
+from gateway.kill import Ender
 from gateway.session import Analyze, Close, Command, Kill, Record, Session, ToClient, ToServer
 from gateway.settings import Durability, GatewaySettings
 from gateway.upstream import Target, Upstream, cancel
@@ -21,7 +21,7 @@ from gateway.wire import messages
 from gateway.wire.messages import Error
 from identity.principal import Principal
 from identity.scope import Authority
-from ingest.events import SessionClosed, SessionKilled, Stamp
+from ingest.events import SessionClosed, SessionKilled, Stamp, StatementFinished
 from ingest.log import LogUnavailable
 from ingest.recorder import Horizon, Recorder
 from ingest.sql import Script, Unparsable
@@ -90,7 +90,7 @@ class Conversation:
         client: Channel,
         upstream: Upstream,
         target: Target,
-        control: Control,
+        ender: Ender,
         recorder: Recorder,
         stamp: Stamp,
         principal: Principal,
@@ -104,10 +104,11 @@ class Conversation:
         self.identity_at_us = 0  # the newest identity event that was known when it was let in
         self.core = core
         self.killed: SessionKilled | None = None
+        self.end_recorded = False  # SessionClosed was taken
         self._client = client
         self.upstream = upstream
         self._target = target
-        self._control = control
+        self._ender = ender
         self._recorder = recorder
         self._settings = settings
         self._analyze_elsewhere = analyze_elsewhere
@@ -117,6 +118,7 @@ class Conversation:
         self._to_client.on_released = self._balance
         self._to_server.on_released = self._balance
         self._ticket = 0
+        self._finished_ticket = 0  # of the newest StatementFinished
         self._stalled = False
         self._waited = False
         self._ending = False
@@ -152,7 +154,8 @@ class Conversation:
                     if not self._record(command):
                         return
                 case ToServer():
-                    self._to_server.write(command.data, self._ticket if command.held else 0)
+                    ticket = self._ticket if command.held else self._finished_ticket if command.settles else 0
+                    self._to_server.write(command.data, ticket)
                 case ToClient():
                     if not self._muted:
                         whole = self.core.at_message_boundary()
@@ -173,6 +176,8 @@ class Conversation:
     def _record(self, command: Record) -> bool:
         try:
             self._ticket = self._recorder.record("statements", self.stamp.agent, command.event, self.stamp, flush=command.urgent)
+            if isinstance(command.event, StatementFinished):
+                self._finished_ticket = self._ticket
         except LogUnavailable:
             # The buffer's last quarter is kept for sessions to end in; with even that gone nothing may run on.
             self.kill("record lost", now_us(), "statements of this session can no longer be recorded")
@@ -215,9 +220,14 @@ class Conversation:
         """`reason` why statements cannot be recorded now; "" when they can."""
         self.core.recording_reason = reason
 
-    def authorize(self, authority: Authority, epoch: int) -> None:
+    def authorize(self, authority: Authority, epoch: int) -> str:
+        """Return why the session cannot go on within it: what it has under way now is no longer allowed. "" when it can."""
         self.stamp = _with_grants(self.stamp, authority)
-        self.core.authorize(authority, epoch)
+        return self.core.authorize(authority, epoch)
+
+    @property
+    def killing(self) -> bool:
+        return self._killing
 
     # -- ends ------------------------------------------------------------------------------------------------------------------
 
@@ -266,7 +276,7 @@ class Conversation:
         self._over("killed", "57P01")
 
     async def _end_backend(self) -> int:
-        return await end_backend(self._control, self.stamp.backend_pid, self.stamp.backend_start_us, self._settings)
+        return await self._ender.end(Backend(self.stamp.backend_pid, self.stamp.backend_start_us))
 
     async def _close(self, error: Error | None, reason: str) -> None:
         if self._ending:
@@ -356,8 +366,9 @@ class Conversation:
         self.finished.set_result(None)
 
     def _record_session(self, event: SessionKilled | SessionClosed) -> None:
-        with contextlib.suppress(LogUnavailable):  # its loss is seen: a session without an end, until the next GatewayStarted
+        with contextlib.suppress(LogUnavailable):  # its loss is seen: a session without an end, until the gateway's next start
             self._recorder.record("sessions", self.stamp.agent, event)
+            self.end_recorded = isinstance(event, SessionClosed)
 
     def _spawn(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)
@@ -375,7 +386,6 @@ class Conversation:
 
 
 def _with_grants(stamp: Stamp, authority: Authority) -> Stamp:
-
     return msgspec.structs.replace(
         stamp,
         grants=tuple(grant.id for grant in authority.grants),

@@ -6,18 +6,20 @@ import asyncio
 import contextlib
 import errno
 import logging
+import os
 import secrets
 import socket
 import ssl
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 from gateway.admission import Admission, Denied
 from gateway.channel import Channel, PeerGone, tune
-from gateway.control import Control, ControlFailed
+from gateway.control import Backend, Control, ControlFailed
 from gateway.conversation import Conversation, horizon, now_us
+from gateway.kill import Ender
 from gateway.session import Session
 from gateway.settings import GatewaySettings
 from gateway.stamp import WATCHED, Request, request, upstream_parameters
@@ -41,6 +43,7 @@ from identity.refusal import Refusal
 from identity.registry import EVERYONE, Registry, Standing
 from identity.scope import Authority
 from ingest.events import (
+    GatewayReported,
     GatewayStarted,
     GatewayStopped,
     LogRecovered,
@@ -96,6 +99,7 @@ class Gateway:
     ) -> None:
         self._settings = settings
         self._places = places
+        self._enders = {name: Ender(place.kill, settings) for name, place in places.items()}
         self._registry = registry
         self._admission = admission
         self._recorder = recorder
@@ -116,6 +120,8 @@ class Gateway:
         self._listener: socket.socket | None = None
         self._draining = False
         self._epoch = 0
+        # Sessions whose end some identity event demands and no proof shows yet, and when that was recorded.
+        self._unproven: dict[str, int] = {}
         self._outage: tuple[int, str] | None = None
         self._refused_before = 0
         self._expired_until_us = now_us()
@@ -198,17 +204,33 @@ class Gateway:
     # -- what the directory tells ------------------------------------------------------------------------------------------------
 
     def identity_changed(self, agent: str, at_us: int) -> None:
-        """A fact about this agent was recorded at `at_us`: end its sessions that rest on it no more, and tell the others."""
+        """A fact about this agent, or about EVERYONE, was recorded at `at_us`: hold each session that it may concern against it.
+
+        Each is reviewed once. When this returns, every further statement is held against what is true now, and what must end is
+        ending; `identity_at_us` tells when it has ended.
+        """
         self._epoch += 1
+        authorities: dict[tuple[str, str], Authority | Refusal] = {}
         for session in list(self._conversations if agent == EVERYONE else self._of_agent.get(agent, ())):
-            self._review(self._conversations[session], at_us)
+            conversation = self._conversations[session]
+            self._review(conversation, at_us, authorities)
+            if conversation.killing:
+                self._unproven.setdefault(session, at_us)
+
+    @property
+    def identity_at_us(self) -> int:
+        """Everything recorded about identities up to then is done here: known to every login, each session held against it, and
+        what it forbids proven over by the end of its backend. 0 = nothing yet.
+        """
+        return min((self._registry.identity_at_us, *(at_us - 1 for at_us in self._unproven.values())))
 
     def ordered(self, order: SessionEndOrdered) -> None:
         conversation = self._conversations.get(order.session)
         if conversation is not None:
             self._kill(conversation, order.cause, order.cause_at_us, order.reason)
 
-    def _review(self, conversation: Conversation, at_us: int) -> None:
+    def _review(self, conversation: Conversation, at_us: int, authorities: dict[tuple[str, str], Authority | Refusal]) -> None:
+        """`authorities` of this moment, by agent and connection."""
         moment = now_us()
         stamp = conversation.stamp
         rests_on = Standing(
@@ -225,13 +247,17 @@ class Gateway:
         if ending is not None:
             self._kill(conversation, ending.cause, ending.at_us or at_us, ending.reason)
             return
-        authority = self._registry.authority(
-            stamp.agent, stamp.connection, self._places[stamp.connection].target.search_path, moment
-        )
+        place = (stamp.agent, stamp.connection)
+        authority = authorities.get(place)
+        if authority is None:
+            search_path = self._places[stamp.connection].target.search_path
+            authority = authorities[place] = self._registry.authority(stamp.agent, stamp.connection, search_path, moment)
         if isinstance(authority, Refusal):
             self._kill(conversation, "grant revoked", at_us, authority.reason)
-        else:
-            conversation.authorize(authority, self._epoch)
+            return
+        forbidden = conversation.authorize(authority, self._epoch)
+        if forbidden:
+            self._kill(conversation, "grant narrowed", at_us, f"what this session does is no longer allowed: {forbidden}")
 
     def _kill(self, conversation: Conversation, cause: str, at_us: int, reason: str) -> None:
         _log.info("ending session %s of agent %s: %s", conversation.stamp.session, conversation.stamp.agent, cause)
@@ -469,7 +495,7 @@ class Gateway:
             channel,
             upstream,
             place.target,
-            place.kill,
+            self._enders[place.target.name],
             self._recorder,
             stamp,
             principal,
@@ -507,7 +533,8 @@ class Gateway:
         except TimeoutError:
             self._forget(conversation, upstream)
             told = "the record of this session is not safe yet, so it is not opened: try again later"
-            self._deny(channel, asked.user, asked.connection, address, Denied("58030", told, told, principal.method, principal.agent))
+            denied = Denied("58030", told, told, principal.method, principal.agent)
+            self._deny(channel, asked.user, asked.connection, address, denied)
             return None
         except BaseException:
             self._forget(conversation, upstream)
@@ -529,11 +556,25 @@ class Gateway:
     def _forget(self, conversation: Conversation, upstream: Upstream) -> None:
         stamp = conversation.stamp
         self._conversations.pop(stamp.session, None)
+        if stamp.session in self._unproven:
+            if conversation.killed is not None and conversation.killed.backend_gone_us:
+                del self._unproven[stamp.session]
+            else:
+                self._spawn(self._prove(stamp))
         self._cancel_keys.pop((upstream.pid, upstream.key), None)
         sessions = self._of_agent.get(stamp.agent, set())
         sessions.discard(stamp.session)
         if not sessions:
             self._of_agent.pop(stamp.agent, None)
+
+    async def _prove(self, stamp: Stamp) -> None:
+        """The session is over for us and for its client, and for its backend we could not tell in time."""
+        backend = Backend(stamp.backend_pid, stamp.backend_start_us)
+        gone_us = 0
+        while not gone_us:
+            await asyncio.sleep(self._settings.prove_again_seconds)
+            gone_us = await self._enders[stamp.connection].end(backend)
+        self._unproven.pop(stamp.session, None)
 
     # -- refusals --------------------------------------------------------------------------------------------------------------
 
@@ -636,21 +677,57 @@ class Gateway:
         for name, place in self._places.items():
             try:
                 self._callable_names[name] = await place.watch.callable_names()
-                await place.kill.alive(0, 0)
+                await place.kill.keep()
             except ControlFailed as failed:
                 _log.warning("connection %s: %s", name, failed)
 
     # -- status ----------------------------------------------------------------------------------------------------------------
 
+    def report(self, backlog_bytes: int) -> GatewayReported:
+        state, total = self._recorder.state(), self._totals()
+        return GatewayReported(
+            at_us=now_us(),
+            gateway=self._settings.gateway,
+            boot=self._boot,
+            pid=os.getpid(),
+            available=state.available,
+            since_us=state.since_us,
+            reason=state.reason,
+            refused=self._refused_now(),
+            pending_bytes=state.pending_bytes,
+            backlog_bytes=backlog_bytes,
+            identity_at_us=self._registry.identity_at_us,
+            sessions=len(self._conversations),
+            statements=total.statements,
+            denied=total.denied,
+            sessions_opened=total.sessions_opened,
+            sessions_denied=total.sessions_denied,
+            killed=total.killed,
+        )
+
+    def _refused_now(self) -> int:
+        return self.refused_unrecorded() - self._refused_before if self._outage else 0
+
+    def _totals(self) -> Counters:
+        """With what the open sessions have counted so far."""
+        live = self._conversations.values()
+        return replace(
+            self.counters,
+            statements=self.counters.statements + sum(conversation.core.executions for conversation in live),
+            denied=self.counters.denied + sum(conversation.core.denied for conversation in live),
+        )
+
     def status(self) -> Mapping[str, object]:
-        state = self._recorder.state()
+        state, total = self._recorder.state(), self._totals()
         live = list(self._conversations.values())
         return {
+            "identity_at_us": self.identity_at_us,
+            "unproven": sorted(self._unproven),
             "log": {
                 "available": state.available,
                 "since_us": self._outage[0] if self._outage else 0,
                 "reason": state.reason,
-                "refused": self.refused_unrecorded() - self._refused_before if self._outage else 0,
+                "refused": self._refused_now(),
                 "pending_bytes": state.pending_bytes,
             },
             "sessions": [
@@ -665,13 +742,7 @@ class Gateway:
                 }
                 for conversation in live
             ],
-            "counters": {
-                "statements": self.counters.statements + sum(conversation.core.executions for conversation in live),
-                "denied": self.counters.denied + sum(conversation.core.denied for conversation in live),
-                "sessions_opened": self.counters.sessions_opened,
-                "sessions_denied": self.counters.sessions_denied,
-                "killed": self.counters.killed,
-            },
+            "counters": asdict(total),
             "connections": {name: {"ready": name in self._callable_names} for name in self._places},
         }
 

@@ -6,6 +6,7 @@ A client's message becomes a statement, the statement a decision, the decision a
 from __future__ import annotations
 
 import struct
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, TypeAlias
@@ -17,6 +18,7 @@ from gateway.wire.tracker import ALL_STATEMENTS, Execution, Portal, Tracker, Tra
 from identity.scope import Allow, Authority, Deny, decide
 from ingest.events import (
     Outcome,
+    OutcomeResolved,
     StatementDefined,
     StatementDenied,
     StatementEvent,
@@ -39,10 +41,15 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class ToServer:
-    """Forward, and if `held` only once every fact recorded before is on disk. What follows waits behind it."""
+    """Forward, and if `held` only once every fact recorded before is on disk. What follows waits behind it.
+
+    `settles`: it may end a transaction, and goes once every StatementFinished recorded before is on disk. Else a crash could leave
+    a record in which that transaction never ended, and what was committed would pass for aborted (gateway/outcomes.py).
+    """
 
     data: bytes
     held: bool
+    settles: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +140,13 @@ _SERVER_BODY_MAX: Final = 2**20  # of those that are read whole
 _TAG_BYTES_MAX: Final = 64  # COMPLETION_TAG_BUFSIZE
 _ERROR_FRONT: Final = 512  # bytes of a longer ErrorResponse that hold its severity and SQLSTATE, which come first (elog.c)
 
+_ENDS: Final = frozenset({"commit", "rollback"})  # of Statement.transaction: an explicit transaction is over after these
+# What runs within the transaction around it, whatever it is: none of these commits by itself, as VACUUM, CALL or ALTER TABLE ...
+# DETACH PARTITION CONCURRENTLY may.
+_WITHIN: Final = frozenset(
+    {"SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "COPY", "FETCH", "MOVE", "TRUNCATE", "CREATE TABLE", "CREATE TABLE AS"}
+)
+
 _header: Final = struct.Struct("!BI").unpack_from  # type and length, manual 54.7
 _BIND_NAMES_MAX: Final = 5 + 2 * 64
 _SMALL: Final = frozenset(b"DECHSXcf")  # everything but what carries a text, values or rows
@@ -176,6 +190,11 @@ class Session:
         self._commands: list[Command] = []
         self._out: list[bytes] = []
         self._hold = False
+        self._settles = False
+        self._unfinished = 0  # executions begun whose end is not recorded
+        self._undoable: deque[int] = deque(maxlen=settings.pipeline_max)  # ok so far, in an implicit transaction that goes on
+        self._explicit = False  # since the last ReadyForQuery a BEGIN was completed
+        self._unknown: list[int] = []
         self._now_us = 0
         self._mono_us = 0
         self._from_client = b""
@@ -188,14 +207,30 @@ class Session:
         self._syncs_kept = 0  # that came during COPY, where the server would ignore them
         self._waited_for = False  # what is being read from the server brings what must not be seen before its record is on disk
         self._lost = False  # the server's answers can be followed no more
+        self._narrowed = False  # the authority allows less than an earlier one of this session
+        self._cursors: dict[str, list[KnownText]] = {}  # what DECLARE may have made of each name
+        self._listens: dict[str, KnownText] = {}  # by channel: what the server goes on to tell of it
 
     # -- authority -------------------------------------------------------------------------------------------------------------
 
-    def authorize(self, authority: Authority, epoch: int) -> None:
-        """From now on statements are held against this authority; what was prepared before is decided anew when it is used."""
+    def authorize(self, authority: Authority, epoch: int) -> str:
+        """From now on statements are held against this authority; what was prepared before is decided anew when it is used.
+
+        Return why the session cannot go on, "" when it can: what the server has of it already, or does for it unasked, is no longer
+        allowed, and cannot be taken back one by one (docs/adr/0007).
+        """
+        narrower = not set(self._authority.grants) <= set(authority.grants)
         self._authority = authority
         self._epoch = epoch
         self._forget_scripts()
+        if not narrower:
+            return ""
+        self._narrowed = True
+        for known in (*self.tracker.under_way(), *self._listens.values()):
+            refusal = self._redecided(known) or self._fetch(known.statement)
+            if refusal is not None:
+                return refusal.reason
+        return ""
 
     @property
     def state(self) -> str:
@@ -377,10 +412,7 @@ class Session:
         if kind == _EXECUTE:
             return self._execute(body)
         if kind == _DESCRIBE:
-            if body[:1] == b"S" and body[1:-1] not in self.tracker.statements:
-                return self._denied(_no_such_statement(body[1:-1]), 0)
-            self.tracker.sent_describe()
-            return True
+            return self._describe(body)
         if kind == _CLOSE:
             name, _ = c_string(body, 1)
             if body[:1] == b"S":
@@ -405,10 +437,12 @@ class Session:
             return None
         refusal = self._unrecordable() or (known.whole.verdict if isinstance(known.whole.verdict, Deny) else None)
         for part in known.parts:
-            refusal = refusal or self._fetches_from_portal(part.statement)
+            refusal = refusal or self._fetch(part.statement)
         if refusal is not None:
             return self._denied_text(text, len(body) - 1, refusal, known)
         self._define(known, text)
+        for part in known.parts:
+            self._opens(part)
         self.tracker.sent_query(
             [self._started(part) for part in known.parts],
             tuple(key for part in known.parts for key in _touches(part.statement)),
@@ -416,11 +450,35 @@ class Session:
         )
         return True
 
-    def _fetches_from_portal(self, statement: Statement | None) -> Deny | None:
-        """FETCH runs what was bound, and the server's log and ours would name the FETCH alone."""
-        if statement is None or not statement.fetches or statement.fetches.encode("utf-8") not in self.tracker.portals:
+    def _fetch(self, statement: Statement | None) -> Deny | None:
+        """FETCH and MOVE run what their cursor was declared for: whether that may run now is asked each time."""
+        if statement is None:
             return None
-        return Deny("0A000", "portal", "FETCH is for cursors that DECLARE made: run a portal with Execute")
+        if statement.declares and sum(map(len, self._cursors.values())) >= self._settings.prepared_max:
+            return Deny("54000", "limit", f"a transaction may declare {self._settings.prepared_max} cursors: end it first")
+        if not statement.fetches:
+            return None
+        if statement.fetches.encode("utf-8") in self.tracker.portals:  # the server's log and ours would name the FETCH alone
+            return Deny("0A000", "portal", "FETCH is for cursors that DECLARE made: run a portal with Execute")
+        if statement.verb not in ("FETCH", "MOVE"):
+            return None
+        declared = self._cursors.get(statement.fetches)
+        if declared is None and self._narrowed:  # a function made it, under whatever authority was there then
+            return Deny("42501", "cursor", "a grant was narrowed since this session began, and this cursor may be older: reconnect")
+        return next((refusal for known in declared or () if (refusal := self._redecided(known)) is not None), None)
+
+    def _opens(self, known: KnownText) -> None:
+        """What is about to be forwarded makes something that later statements, or none at all, use."""
+        statement = known.statement
+        if statement is None:
+            return
+        if statement.declares:
+            declared = self._cursors.setdefault(statement.declares, [])
+            if known not in declared:
+                declared.append(known)
+        elif statement.verb == "LISTEN":
+            for channel in statement.channels:
+                self._listens[channel] = known
 
     def _parse(self, body: bytes) -> bool | Deny | None:
         name, at = c_string(body, 0)
@@ -485,6 +543,20 @@ class Session:
         self.tracker.sent_bind(portal_name, Portal(known, values, length - 4 - at))
         return None
 
+    def _describe(self, body: bytes) -> bool | Deny:
+        name = body[1:-1]
+        known: KnownText | None = None
+        if body[:1] == b"S":
+            known = self.tracker.statements.get(name)
+            if known is None:
+                return self._denied(_no_such_statement(name), 0)
+        elif (portal := self.tracker.portals.get(name)) is not None:
+            known = portal.text
+        if known is not None and (refusal := self._redecided(known)) is not None:
+            return self._denied(refusal, known.number)
+        self.tracker.sent_describe()
+        return True
+
     def _execute(self, body: bytes) -> bool | Deny | None:
         name, _ = c_string(body, 0)
         if self.tracker.unsettled(portal_key(name)):
@@ -495,9 +567,10 @@ class Session:
             missing = "the portal does not exist: bind it first; use FETCH for a cursor that SQL declared"
             return self._denied(Deny("34000", "portal", missing), 0)
         statement = portal.text.statement
-        refusal = self._unrecordable() or self._redecided(portal.text) or self._fetches_from_portal(statement)
+        refusal = self._unrecordable() or self._redecided(portal.text) or self._fetch(statement)
         if refusal is not None:
             return self._denied(refusal, portal.text.number)
+        self._opens(portal.text)
         if portal.execution is not None and not portal.execution.ended:
             execution = portal.execution
         else:
@@ -615,8 +688,12 @@ class Session:
     def _started(self, known: KnownText) -> Execution[KnownText]:
         self.executions += 1
         rule = known.verdict.rule
-        self._record(StatementStarted(self._now_us, self.executions, known.number, rule), urgent=self._waits_before)
-        self._hold = self._hold or self._waits_before
+        ends = known.statement is not None and known.statement.transaction in _ENDS
+        at_once = self._waits_before or (ends and self._unfinished > 0 and self._durability != "fast")
+        self._record(StatementStarted(self._now_us, self.executions, known.number, rule), urgent=at_once)
+        self._hold = self._hold or at_once
+        self._settles = self._settles or ends
+        self._unfinished += 1
         return Execution(self.executions, known, self._mono_us)
 
     def _finished(self, execution: Execution[KnownText], outcome: Outcome, sqlstate: str, tag: str) -> None:
@@ -633,6 +710,33 @@ class Session:
             ),
             urgent=self._durability != "fast",
         )
+        self._unfinished -= 1
+        if outcome == "unknown":
+            self._unknown.append(execution.number)
+        elif outcome == "ok" and self.tracker.transaction == "I":
+            self._went_well(execution)
+
+    def _went_well(self, execution: Execution[KnownText]) -> None:
+        """Outside BEGIN ... COMMIT, what was completed can still be undone by an error before the next ReadyForQuery."""
+        statement = execution.text.statement
+        if statement is None:
+            return
+        if statement.transaction == "begin":
+            self._explicit = True
+        elif statement.transaction in _ENDS:
+            self._explicit = False
+        elif statement.verb in _WITHIN:
+            if not self._explicit:
+                self._undoable.append(execution.number)
+            return
+        self._undoable.clear()
+
+    def _undo(self, cause: str, sqlstate: str) -> None:
+        """Record that what was completed in this implicit transaction was undone."""
+        for number in self._undoable:
+            evidence = f"its implicit transaction was undone by {cause} ({sqlstate}) before the next ReadyForQuery"
+            self._record(OutcomeResolved(self._now_us, number, "aborted", evidence), urgent=self._durability != "fast")
+        self._undoable.clear()
 
     # -- refusals --------------------------------------------------------------------------------------------------------------
 
@@ -679,8 +783,8 @@ class Session:
         if self._out:
             data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
             self._out.clear()
-            self._commands.append(ToServer(data, self._hold))
-        self._hold = False
+            self._commands.append(ToServer(data, self._hold, self._settles and self._durability != "fast"))
+        self._hold = self._settles = False
 
     def _end(self, error: Error | None, reason: str) -> None:
         self.closed = True
@@ -724,7 +828,16 @@ class Session:
         commands: list[Command] = []
         self._commands = commands
         self.closed = True
+        # Without a COMMIT behind it, a transaction ends with its connection, and ends undone.
+        undone = self.tracker.transaction != "I" and not any(
+            known.statement is not None and known.statement.transaction in _ENDS for known in self.tracker.under_way()
+        )
         self.tracker.lost()
+        if undone:
+            evidence = "its connection was lost inside an explicit transaction, and nothing that ends one had been forwarded"
+            for number in self._unknown:
+                self._record(OutcomeResolved(now_us, number, "aborted", evidence), urgent=self._durability != "fast")
+        self._unknown.clear()
         return commands
 
     def _read_server(self, buffer: bytes, out: list[bytes]) -> int:
@@ -790,6 +903,10 @@ class Session:
                     tracker.received_ready_for_query("E")
                 else:
                     raise ProtocolViolation("the server sent an unknown transaction status")
+                self._undoable.clear()
+                self._explicit = False
+                if status == b"I" and self._cursors and not tracker.busy:  # none outlives its transaction: WITH HOLD is refused
+                    self._cursors.clear()
             elif kind == _ERROR_RESPONSE:
                 replacement = self._failed(buffer[at + 5 : end])
                 if replacement:
@@ -808,7 +925,11 @@ class Session:
 
     def _failed(self, body: bytes) -> bytes:
         """What the client gets instead; empty: the server's own error."""
-        replacement = self.tracker.received_error(messages.sqlstate_of(body))
+        sqlstate = messages.sqlstate_of(body)
+        undone = "" if messages.is_fatal(body) else self._undone_by(sqlstate)
+        replacement = self.tracker.received_error(sqlstate)
+        if undone:
+            self._undo(undone, sqlstate)
         for _ in range(self._syncs_kept):
             self.tracker.sent_sync()
             self._commands.append(ToServer(messages.SYNC, False))
@@ -817,6 +938,17 @@ class Session:
             return b""
         self._waited_for = True
         return replacement
+
+    def _undone_by(self, sqlstate: str) -> str:
+        """What it was that failed, if it is certain that it undid the implicit transaction around it; else ""."""
+        if not self._undoable:
+            return ""
+        if self.tracker.at_sync:  # a cancellation may come when the commit is done; what a deferred constraint says cannot
+            return "the commit at Sync" if sqlstate[:2] != "57" else ""
+        for failing in self.tracker.failing():
+            if failing is None or failing.statement is None or failing.statement.verb not in _WITHIN:
+                return ""
+        return "an error"
 
     def _count(self, rows: int, row_bytes: int) -> None:
         self._waited_for = True
@@ -852,7 +984,11 @@ class Session:
         statement = known.statement if known is not None else None
         if known is None or statement is None:
             return
-        if statement.prepares and statement.prepared is not None:
+        if statement.declares:  # what the name stood for before it stands for no more
+            declared = self._cursors.get(statement.declares, [])
+            if known in declared:
+                del declared[: declared.index(known)]
+        elif statement.prepares and statement.prepared is not None:
             inner = KnownText(known.number, statement.prepared, known.verdict, known.epoch)
             self.tracker.created_statement(statement.prepares.encode("utf-8"), inner)
         elif statement.deallocates:

@@ -7,7 +7,7 @@ known beforehand. What depends on an answer still to come is `unsettled`, and wh
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, Generic, Literal, TypeAlias, TypeVar
 
@@ -119,6 +119,28 @@ class Tracker(Generic[Text]):
             if entry.done < len(entry.executions):
                 return entry.executions[entry.done]
         return None
+
+    def under_way(self) -> Iterator[Text]:
+        """What the server has been sent and has not answered: it may run now, or as soon as it comes to it."""
+        for entry in self._pending:
+            if entry.text is not None:
+                yield entry.text
+            if entry.kind == BIND and entry.portal is not None:
+                yield entry.portal.text
+            for execution in entry.executions[entry.done :]:
+                yield execution.text
+
+    @property
+    def at_sync(self) -> bool:
+        """Whether an error that came now would be the implicit commit's."""
+        return bool(self._pending) and self._pending[0].kind == SYNC
+
+    def failing(self) -> tuple[Text | None, ...]:
+        """The execution that an error would end now; (None,) if all of its message were completed, () if it executes nothing."""
+        if not self._pending or not self._pending[0].executions:
+            return ()
+        head = self._pending[0]
+        return (head.executions[head.done].text if head.done < len(head.executions) else None,)
 
     @property
     def copy_is_coming(self) -> bool:
