@@ -3,6 +3,9 @@
 One thread writes. Whatever waits when it is free becomes one write: batches to each partition, fdatasync of each, and then the mark
 that lets readers see them. A failed write, of whichever kind, ends its segment: it is cut back to its durable length, and the next
 write begins a new one, for after a failed fdatasync the kernel may hold as clean what never reached the disk.
+
+Where a partition begins stands in `begin` beside its segments, once trim() has taken away what stood before: so segments that were
+given up are not taken for segments that were lost.
 """
 
 from __future__ import annotations
@@ -20,10 +23,14 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Final, TypeAlias, TypeVar
 
 from ingest.log import Entry, LogCorrupt, LogLocked, LogUnavailable, Partition, Position, Record, batches
+from ingest.log.disk import Disk, make_folders, replace, sync_folder
+from ingest.log.group_offsets import FOLDER as GROUPS
+from ingest.log.group_offsets import GroupOffsets
 from ingest.log.partitioner import partition
 from ingest.settings import LogSettings
 
@@ -34,28 +41,8 @@ _ZEROS: Final = bytes(2**20)
 _PAGE_BYTES: Final = 4096
 _SLICE_SECONDS: Final = 0.005  # of reading, after which the event loop has its turn
 _LOOK_SECONDS: Final = 1.0  # between two looks of an idle reader at the directory
-
-
-class Disk:
-    """Every way in which this file changes the disk. Each raises OSError."""
-
-    def open(self, path: Path, flags: int) -> int:
-        return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-
-    def pwrite(self, fd: int, data: bytes | memoryview, place: int) -> int:
-        return os.pwrite(fd, data, place)
-
-    def fdatasync(self, fd: int) -> None:
-        os.fdatasync(fd)
-
-    def fsync(self, fd: int) -> None:
-        os.fsync(fd)
-
-    def ftruncate(self, fd: int, length: int) -> None:
-        os.ftruncate(fd, length)
-
-    def mkdir(self, path: Path) -> None:
-        os.mkdir(path, 0o700)
+_TURN_SECONDS: Final = 0.1  # between two tries of a member of a group to take the place of one that has ended
+_BEGIN: Final = "begin"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +69,13 @@ class SegmentLog:
         self._directory = directory
         self._settings = settings
         self._partitions = dict(partitions or {})
-        self._writer = _Writer(directory, settings, disk or Disk())
+        self._disk = disk or Disk()
+        self._writer = _Writer(directory, settings, self._disk)
         self._subscriptions: weakref.WeakSet[SegmentSubscription] = weakref.WeakSet()
         self._ends: dict[Partition, _End] = {}
         self._waiting_bytes = 0
+        self._unawaited: set[asyncio.Future[list[Position]]] = set()  # of append_nowait()
+        self._lost: BaseException | None = None  # of those that are over, until flush() tells
         self._closed = False
 
     async def claim(self, topics: Iterable[str]) -> Sequence[Recovery]:
@@ -107,6 +97,31 @@ class SegmentLog:
         return tuple(self._writer.recoveries)
 
     async def append(self, entries: Sequence[Entry]) -> Sequence[Position]:
+        if not entries:
+            return ()
+        # Shielded: a caller that goes away changes nothing for the write, nor for the bytes that wait.
+        return await asyncio.shield(self._append(entries).done)
+
+    def append_nowait(self, entries: Sequence[Entry]) -> None:
+        if not entries:
+            return
+        done = self._append(entries).done
+        self._unawaited.add(done)
+
+        def over(done: asyncio.Future[list[Position]]) -> None:
+            self._unawaited.discard(done)
+            self._lost = self._lost or done.exception()
+
+        done.add_done_callback(over)
+
+    async def flush(self) -> None:
+        if self._unawaited:
+            await asyncio.wait(set(self._unawaited))
+        lost, self._lost = self._lost, None
+        if lost is not None:
+            raise lost
+
+    def _append(self, entries: Sequence[Entry]) -> _Append:
         size = 0
         places: list[Partition] = []
         for entry in entries:
@@ -116,8 +131,6 @@ class SegmentLog:
             size += length
             _check_topic(entry.topic)
             places.append((entry.topic, partition(entry.key, self.partitions(entry.topic))))
-        if not entries:
-            return ()
         # One append may be larger than the bound when nothing waits: its bytes exist already.
         if self._waiting_bytes and self._waiting_bytes + size > self._settings.waiting_bytes_max:
             raise LogUnavailable(f"{self._waiting_bytes} bytes wait to be written")
@@ -130,8 +143,7 @@ class SegmentLog:
             done.exception()  # looked at even when the caller has gone
 
         job.done.add_done_callback(written)
-        # Shielded: a caller that goes away changes nothing for the write, nor for the bytes that wait.
-        return await asyncio.shield(job.done)
+        return job
 
     def _submit(self, job: _Job) -> None:
         if self._closed:
@@ -143,11 +155,24 @@ class SegmentLog:
         self._subscriptions.add(subscription)
         return subscription
 
+    def subscribe(self, topics: Sequence[str], group: str) -> SegmentGroupSubscription:
+        for name in (*topics, group):
+            _check_topic(name)
+        places = [(topic, number) for topic in topics for number in range(self.partitions(topic))]
+        offsets = GroupOffsets(self._directory, group, self._disk)
+        subscription = SegmentGroupSubscription(self._directory, self._settings, places, offsets)
+        self._subscriptions.add(subscription)
+        return subscription
+
     def partitions(self, topic: str) -> int:
         return self._partitions.get(topic, 1)
 
     async def offsets(self, topic: str) -> dict[Partition, int]:
-        return self.end_offsets(topic)
+        await asyncio.sleep(0)
+        try:
+            return self.end_offsets(topic)
+        except OSError as error:
+            raise LogUnavailable(f"{self._directory / topic}: {error.strerror or error}") from error
 
     def end_offsets(self, topic: str) -> dict[Partition, int]:
         """Cheap but for the first call, which passes over the last segment's headers."""
@@ -158,6 +183,54 @@ class SegmentLog:
                 self._ends[place] = _End(_folder(self._directory, place), self._settings.read_bytes)
             ends[place] = self._ends[place].offset()
         return ends
+
+    def begin_offsets(self, topic: str) -> dict[Partition, int]:
+        places = [(topic, number) for number in range(self.partitions(topic))]
+        return {place: _beginning(_folder(self._directory, place)) for place in places}
+
+    def trim(self, topic: str, partition: int, before_offset: int) -> int:
+        """Give up the oldest segments that lie below this offset, whole ones, and never the last; return their bytes.
+
+        Any process may, also while another one writes, and from any thread: it blocks. A reader that is still on its way there
+        goes on at the first record that is kept, and sees by its offset what it missed.
+
+        Raises:
+            LogUnavailable: The disk says no. Some may be gone; those that are not will go with the next call.
+            LogCorrupt: The beginning is missing already, and nobody gave it up.
+        """
+        _check_topic(topic)
+        folder = _folder(self._directory, (topic, partition))
+        if len(_bases(folder)) < 2:
+            return 0
+        try:
+            return self._trim(folder, before_offset)
+        except OSError as error:
+            raise LogUnavailable(f"{folder}: {error.strerror or error}") from error
+
+    def _trim(self, folder: Path, before_offset: int) -> int:
+        lock = self._disk.open(folder / (_BEGIN + ".lock"), os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # of those who trim, for as long as it takes
+            begin, bases = _beginning(folder), _bases(folder)
+            if bases[0] > begin:
+                raise _missing(folder, begin, bases[0])
+            # Also those that an earlier call gave up and could not remove.
+            doomed = [base for base, following in pairwise(bases) if following <= max(before_offset, begin)]
+            if not doomed:
+                return 0
+            if bases[len(doomed)] > begin:
+                # On disk before anything is removed: what is missing below it was not lost.
+                replace(self._disk, folder / _BEGIN, b"%d\n" % bases[len(doomed)])
+            freed = 0
+            for base in doomed:
+                file = folder / _name(base)
+                size = file.stat().st_size
+                self._disk.unlink(file)
+                freed += size
+            sync_folder(self._disk, folder)
+            return freed
+        finally:
+            os.close(lock)
 
     async def close(self) -> None:
         if self._closed:
@@ -340,10 +413,7 @@ class _HeldPartition:
         self._torn = False  # a write failed: what stands behind `_length` must go
         self._written: list[tuple[int, int, int]] = []  # place, bytes and records of each batch that is not durable yet
         self.next_offset = 0
-        for folder in (*reversed(directory.parents), directory, self._folder.parent, self._folder):
-            if not folder.exists():
-                disk.mkdir(folder)
-                self._sync_folder(folder.parent)
+        make_folders(disk, self._folder)
         self._lock = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             try:
@@ -412,7 +482,7 @@ class _HeldPartition:
         self._base, self._length, self._size = self.next_offset, 0, 0
         self._fd = self._disk.open(self._file, os.O_RDWR | os.O_CREAT)
         self._disk.ftruncate(self._fd, 0)  # one of this name can only hold what failed before it held anything durable
-        self._sync_folder(self._folder)
+        sync_folder(self._disk, self._folder)
 
     def _seal(self) -> None:
         self._disk.ftruncate(self._fd, self._length)
@@ -470,16 +540,11 @@ class _HeldPartition:
             view = view[stored:]
             place += stored
 
-    def _sync_folder(self, folder: Path) -> None:
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            self._disk.fsync(fd)
-        finally:
-            os.close(fd)
-
     def _recover(self, place: Partition) -> Recovery:
         bases = _bases(self._folder)
         if not bases:
+            if begin := _beginning(self._folder):
+                raise LogCorrupt(f"{self._folder}: the records from {begin} on are missing")
             return Recovery(*place, "", 0, 0, 0)
         self._base = self.next_offset = bases[-1]
         self._fd = self._disk.open(self._file, os.O_RDWR)
@@ -529,15 +594,15 @@ class _Cursor:
             self._fd = -1
 
     def open(self, offset: int) -> bool:
-        """Go to the beginning of the segment that holds the offset; False when there is none yet."""
+        """Go to the beginning of the segment that holds the offset, or to the first that is kept; False when there is none yet."""
         self.close()
         bases = _bases(self._folder)
         if not bases:
             return False
         held = [base for base in bases if base <= offset]
-        if not held:
-            raise LogCorrupt(f"{self._folder}: the records from {offset} to {bases[0] - 1} are missing")
-        return self._open(held[-1])
+        if not held and bases[0] > (begin := _beginning(self._folder)):
+            raise _missing(self._folder, max(offset, begin), bases[0])
+        return self._open(held[-1] if held else bases[0])
 
     def _open(self, base: int) -> bool:
         try:
@@ -604,21 +669,23 @@ class _Cursor:
     def _next_segment(self) -> bool:
         if self.offset != self._base and self._open(self.offset):
             return True
-        self._look_for_loss()
-        return False
+        return self._look_for_loss()
 
-    def _look_for_loss(self) -> None:
-        """Records that stand behind a hole would be waited for in vain."""
+    def _look_for_loss(self) -> bool:
+        """Records that stand behind a hole would be waited for in vain. True when it is one of trim()'s, and is passed."""
         now = time.monotonic()
         if now - self._looked < _LOOK_SECONDS:
-            return
+            return False
         self._looked = now
         later = [base for base in _bases(self._folder) if base >= self.offset and base != self._base]
+        if later and self.offset < later[0] <= _beginning(self._folder) and self._header() is None:
+            return self._open(later[0])
         if not os.fstat(self._fd).st_nlink:
             raise self._corrupt("the segment was removed")
         # Looked at again after the listing: the writer may have finished this segment and begun the next in between.
         if later and later[0] != self.offset and self._header() is None:
             raise self._corrupt(f"the records from {self.offset} to {later[0] - 1} are missing")
+        return False
 
     def _corrupt(self, problem: str) -> LogCorrupt:
         return LogCorrupt(f"{self._folder / _name(self._base)}: at byte {self._place + self._at}: {problem}")
@@ -740,6 +807,50 @@ class SegmentSubscription:
             reader.close()
 
 
+class SegmentGroupSubscription(SegmentSubscription):
+    """All partitions are one member's: the first that polls, until it closes or its process ends. Others find nothing meanwhile."""
+
+    def __init__(self, directory: Path, settings: LogSettings, places: Sequence[Partition], offsets: GroupOffsets) -> None:
+        super().__init__(directory, settings, {})
+        self._places = places
+        self._offsets = offsets
+        self._joined = False
+
+    async def poll(self, records_max: int, timeout_seconds: float) -> Sequence[Record]:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_seconds
+        while not self._joined:
+            if self._closed:
+                raise LogUnavailable("the subscription is closed")
+            if self._offsets.hold():
+                committed = self._offsets.read()
+                for place in self._places:
+                    super().seek(place, committed.get(place, 0))
+                self._joined = True
+                break
+            left = deadline - loop.time()
+            if left <= 0:
+                return []
+            await asyncio.sleep(min(_TURN_SECONDS, left))
+        return await super().poll(records_max, max(0.0, deadline - loop.time()))
+
+    def seek(self, partition: Partition, offset: int) -> None:
+        """Of a partition that this member has not got, nothing happens: it will be read from where the group committed."""
+        if self._joined and partition in self._readers:
+            super().seek(partition, offset)
+
+    async def commit(self, offsets: Mapping[Partition, int]) -> None:
+        await asyncio.to_thread(self._offsets.commit, dict(offsets))
+
+    async def committed(self) -> dict[Partition, int]:
+        found = await asyncio.to_thread(self._offsets.read)
+        return {place: found.get(place, 0) for place in self._places}
+
+    def close(self) -> None:
+        super().close()
+        self._offsets.close()
+
+
 class _End:
     """The end of a partition, which the cursor follows without reading the records."""
 
@@ -759,7 +870,7 @@ class _End:
 
 
 def _check_topic(topic: str) -> None:
-    if not _TOPIC.fullmatch(topic):  # it becomes a path
+    if not _TOPIC.fullmatch(topic) or topic == GROUPS:  # it becomes a path
         raise ValueError(f"{topic!r} cannot be the name of a topic")
 
 
@@ -779,3 +890,18 @@ def _bases(folder: Path) -> list[int]:
     except FileNotFoundError:
         return []
     return sorted(int(name[:20]) for name in names if _SEGMENT.fullmatch(name))
+
+
+def _beginning(folder: Path) -> int:
+    """The first offset that trim() left, 0 where it never did anything."""
+    try:
+        text = (folder / _BEGIN).read_bytes()
+    except FileNotFoundError:
+        return 0
+    if not text.strip().isdigit():
+        raise LogCorrupt(f"{folder / _BEGIN} is no offset")
+    return int(text)
+
+
+def _missing(folder: Path, first: int, following: int) -> LogCorrupt:
+    return LogCorrupt(f"{folder}: the records from {first} to {following - 1} are missing")
