@@ -107,15 +107,17 @@ _STATEMENTS_SQL: Final = """
         ) $page
     )
     select e.* exclude (writer), e.writer as gateway, left(x.text, $text_max) as text, x.text_mode, x.text_bytes, x.fingerprint,
-        x.verbs, x.relations, x.functions
-    from page e left join texts x on x.session = e.session and x.statement = e.statement"""
+        x.verbs, x.relations, x.functions, r.resolution, r.evidence as resolution_evidence
+    from page e left join texts x on x.session = e.session and x.statement = e.statement
+    left join resolutions r on r.session = e.session and r.execution = e.execution"""
 
 _STATEMENT_SQL: Final = """
     select e.* exclude (writer), e.writer as gateway, x.text, x.text_mode, x.text_bytes, x.fingerprint, x.verbs, x.relations,
-        x.functions, p.values as parameters
+        x.functions, p.values as parameters, r.resolution, r.evidence as resolution_evidence
     from (select * from executions_all where $where) e
     left join texts x on x.session = e.session and x.statement = e.statement
-    left join parameters p on p.session = e.session and p.execution = e.execution"""
+    left join parameters p on p.session = e.session and p.execution = e.execution
+    left join resolutions r on r.session = e.session and r.execution = e.execution"""
 
 _SESSIONS_SQL: Final = """
     select s.*, coalesce(c.statements, 0) as statements, coalesce(c.denied, 0) as denied, coalesce(c.errors, 0) as errors,
@@ -126,15 +128,17 @@ _TIMELINE_SQL: Final = """
     with what as (
         select opened_at as at_, 0 as rank, 0 as execution, 'opened' as kind,
             'from ' || client || ' to ' || connection || ', ' || method as text, null as outcome, null as decision,
-            null as sqlstate, null as reason, null::bigint as rows, null::bigint as duration_us
+            null as sqlstate, null as reason, null::bigint as rows, null::bigint as duration_us, null as resolution,
+            null as resolution_evidence
         from session_records where session = $session
         union all by name
         select started_at as at_, 1 as rank, execution,
             case when decision = 'deny' then 'denied' when outcome is null then 'running' else 'statement' end as kind,
             coalesce(nullif(left(x.text, $text_max), ''), x.fingerprint, '') as text, outcome, decision, sqlstate, reason, rows,
-            duration_us
+            duration_us, r.resolution, r.evidence as resolution_evidence
         from (select * from executions_all where session = $session) e
         left join (select * from texts where session = $session) x on x.statement = e.statement
+        left join (select execution, resolution, evidence from resolutions where session = $session) r using (execution)
         union all by name
         select cancelled_at as at_, 2 as rank, 0 as execution, 'cancel requested' as kind, 'from ' || client as text
         from cancellations where session = $session
@@ -143,7 +147,8 @@ _TIMELINE_SQL: Final = """
         from orders where session = $session
         union all by name
         select recorded_at as at_, 4 as rank, 0 as execution, 'killed' as kind,
-            cause || case when backend_gone_at is null then ', not proven' else ', the backend is gone' end as text, reason
+            cause || case when ended_by = 'watchdog' then ', by the watchdog' else '' end
+                || case when backend_gone_at is null then ', not proven' else ', the backend is gone' end as text, reason
         from kills where session = $session
         union all by name
         select closed_at as at_, 5 as rank, 0 as execution,
@@ -151,7 +156,8 @@ _TIMELINE_SQL: Final = """
             close_sqlstate as sqlstate, duration_us
         from sessions where session = $session and closed_at is not null
     )
-    select at_, kind, text, execution, decision, outcome, sqlstate, reason, rows, duration_us, rank from what where $where"""
+    select at_, kind, text, execution, decision, outcome, resolution, resolution_evidence, sqlstate, reason, rows, duration_us, rank
+    from what where $where"""
 
 QUESTIONS: Final[Mapping[str, Question]] = {
     question.name: question
@@ -349,14 +355,15 @@ QUESTIONS: Final[Mapping[str, Question]] = {
         ),
         Question(
             "kills",
-            "Sessions that were ended, with the four times and what passed between them; no backend_gone_at means not proven.",
+            "Sessions that were ended, by whom, with the four times and what passed between them; no backend_gone_at: not proven.",
             (_AGENT, Parameter("session", "text", "Of this session alone.", "session = $session")),
-            """select recorded_at, session, agent, cause, reason, requested_at, decided_at, client_closed_at, backend_gone_at,
+            """select recorded_at, session, agent, cause, reason, ended_by, watchdog, requested_at, decided_at,
+                    client_closed_at, backend_gone_at,
                     epoch_us(decided_at) - epoch_us(requested_at) as decided_after_us,
                     epoch_us(client_closed_at) - epoch_us(requested_at) as client_closed_after_us,
-                    epoch_us(backend_gone_at) - epoch_us(requested_at) as backend_gone_after_us, backend_pid, place
+                    epoch_us(backend_gone_at) - epoch_us(requested_at) as backend_gone_after_us, backend_pid
                 from kills where $where""",
-            Order((("recorded_at", "time"), ("place", "integer"))),
+            Order((("recorded_at", "time"), ("session", "text"))),
         ),
         Question(
             "relation_agents",

@@ -1,4 +1,7 @@
-"""`kills`: the proofs that sessions ended, with their four times. `orders`: enforcement's conclusions. `cancellations`."""
+"""`kills`: the proof that a session was ended, with its four times. `orders`: enforcement's conclusions. `cancellations`.
+
+A gateway and a watchdog may both end a session, and both say so: `kill_records` has what each said, `kills` one row a session.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from analytics.projections.projection import Merge, Projection, Stage, Staged, place
-from ingest.events import Frame, SessionEndOrdered, SessionKilled, StatementCancelled
+from ingest.events import Frame, SessionEndOrdered, SessionKilled, SessionReaped, StatementCancelled
 from ingest.log import Record
 
 
@@ -28,6 +31,27 @@ def rows(record: Record, frame: Frame) -> Iterator[Staged]:
                         "client_closed_us": event.client_closed_us,
                         "backend_gone_us": event.backend_gone_us,
                         "backend_pid": event.backend_pid,
+                        "ended_by": "gateway",
+                        "watchdog": "",
+                    },
+                )
+            case SessionReaped():
+                yield (
+                    "stage_kills",
+                    {
+                        "place": place(record, index),
+                        "at_us": event.at_us,
+                        "session": event.session,
+                        "agent": event.agent,
+                        "cause": event.cause,
+                        "reason": event.reason,
+                        "requested_us": event.requested_us,
+                        "decided_us": event.decided_us,
+                        "client_closed_us": 0,  # its gateway has the client
+                        "backend_gone_us": event.backend_gone_us,
+                        "backend_pid": event.backend_pid,
+                        "ended_by": "watchdog",
+                        "watchdog": event.watchdog,
                     },
                 )
             case SessionEndOrdered():
@@ -60,11 +84,11 @@ def rows(record: Record, frame: Frame) -> Iterator[Staged]:
 
 
 PROJECTION: Final = Projection(
-    topics=("sessions", "commands"),
+    topics=("sessions", "commands", "observations"),
     tables={
-        "kills": """place BIGINT, recorded_at TIMESTAMP, session VARCHAR, agent VARCHAR, cause VARCHAR, reason VARCHAR,
+        "kill_records": """place BIGINT, recorded_at TIMESTAMP, session VARCHAR, agent VARCHAR, cause VARCHAR, reason VARCHAR,
             requested_at TIMESTAMP, decided_at TIMESTAMP, client_closed_at TIMESTAMP, backend_gone_at TIMESTAMP,
-            backend_pid BIGINT""",
+            backend_pid BIGINT, ended_by VARCHAR, watchdog VARCHAR""",
         "orders": """place BIGINT, ordered_at TIMESTAMP, order_id VARCHAR, session VARCHAR, agent VARCHAR, cause VARCHAR,
             cause_at TIMESTAMP, reason VARCHAR""",
         "cancellations": "place BIGINT, cancelled_at TIMESTAMP, session VARCHAR, agent VARCHAR, client VARCHAR",
@@ -84,6 +108,8 @@ PROJECTION: Final = Projection(
                 "client_closed_us": "BIGINT",
                 "backend_gone_us": "BIGINT",
                 "backend_pid": "BIGINT",
+                "ended_by": "VARCHAR",
+                "watchdog": "VARCHAR",
             },
         ),
         Stage(
@@ -108,9 +134,9 @@ PROJECTION: Final = Projection(
     merge=(
         Merge(
             ("stage_kills",),
-            """insert into kills
+            """insert into kill_records
             select place, instant(at_us), session, agent, cause, reason, instant(requested_us), instant(decided_us),
-                instant(client_closed_us), instant(backend_gone_us), backend_pid
+                instant(client_closed_us), instant(backend_gone_us), backend_pid, ended_by, watchdog
             from stage_kills""",
         ),
         # An order is named by its session and cause: the same one may be recorded again after a restart. The first stands.
@@ -126,4 +152,14 @@ PROJECTION: Final = Projection(
             "insert into cancellations select place, instant(at_us), session, agent, client from stage_cancellations",
         ),
     ),
+    views={
+        # What was proven first counts. Places of two topics cannot be compared, so the words themselves break a tie.
+        "kills": """
+            select * exclude (place, client_closed_at), min(client_closed_at) over (partition by session) as client_closed_at
+            from kill_records
+            qualify row_number() over (
+                partition by session
+                order by backend_gone_at nulls last, recorded_at, ended_by, watchdog, decided_at, cause, reason
+            ) = 1"""
+    },
 )

@@ -14,12 +14,13 @@ from analytics.projections import (
     grants,
     kills,
     rates,
+    resolutions,
     session_counts,
     sessions,
     statements,
     texts,
 )
-from analytics.projections.projection import Projection
+from analytics.projections.projection import Projection, Stage
 
 PROJECTIONS: Final[tuple[Projection, ...]] = (
     agents.PROJECTION,
@@ -29,11 +30,14 @@ PROJECTIONS: Final[tuple[Projection, ...]] = (
     sessions.PROJECTION,  # its view reads gateways and kills
     attempts.PROJECTION,
     texts.PROJECTION,
-    statements.PROJECTION,  # its view reads sessions
+    resolutions.PROJECTION,
+    statements.PROJECTION,  # its views read sessions and resolutions
     rates.PROJECTION,  # counts what statements has staged
     session_counts.PROJECTION,  # likewise
     findings.PROJECTION,
 )
+
+STAGES: Final[Mapping[str, Stage]] = {stage.name: stage for p in PROJECTIONS for stage in p.stages}
 
 BOOKKEEPING: Final[Mapping[str, str]] = {
     "offsets": "topic VARCHAR, partition BIGINT, next_offset BIGINT, recorded_at TIMESTAMP",

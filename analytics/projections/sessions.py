@@ -146,12 +146,6 @@ PROJECTION: Final = Projection(
         "sessions": """
             with boots as (
                 select writer, max(boot) as boot, arg_max(started_at, boot) as started_at from gateways group by writer
-            ), first_kills as (
-                select session, arg_min(cause, place) as cause, arg_min(reason, place) as reason,
-                    arg_min(requested_at, place) as requested_at, arg_min(decided_at, place) as decided_at,
-                    arg_min(client_closed_at, place) as client_closed_at, arg_min(backend_gone_at, place) as backend_gone_at,
-                    arg_min(coalesce(backend_gone_at, client_closed_at, decided_at, recorded_at), place) as ended_at
-                from kills group by session
             )
             select s.session, s.agent,
                 case when k.session is not null then 'killed'
@@ -162,15 +156,17 @@ PROJECTION: Final = Projection(
                 s.task, s.unverified, s.grants, s.approvers, s.backend_pid, s.backend_start, s.upstream_port,
                 s.writer as gateway, s.boot, s.opened_at, s.method, s.credential, s.expires_at, s.application_name, s.tls,
                 s.protocol, s.durability,
-                coalesce(s.closed_at, k.ended_at, g.stopped_at, case when b.boot > s.boot then b.started_at end) as closed_at,
+                coalesce(s.closed_at, k.backend_gone_at, k.client_closed_at, k.decided_at, k.recorded_at, g.stopped_at,
+                    case when b.boot > s.boot then b.started_at end) as closed_at,
                 coalesce(s.close_reason, case when k.session is not null then 'killed'
                     when b.boot > s.boot or g.stopped_at is not null then 'lost' end) as close_reason,
                 s.close_sqlstate, k.cause as kill_cause, k.reason as kill_reason,
                 k.requested_at as kill_requested_at, k.decided_at as kill_decided_at,
                 k.client_closed_at as kill_client_closed_at, k.backend_gone_at as kill_backend_gone_at,
+                k.ended_by as kill_ended_by,
                 s.bytes_in, s.bytes_out, s.executions, s.duration_us
             from session_records s
-            left join first_kills k on k.session = s.session
+            left join kills k on k.session = s.session
             left join boots b on b.writer = s.writer
             left join gateways g on g.writer = s.writer and g.boot = s.boot and g.stopped_at is not null"""
     },

@@ -283,8 +283,9 @@ PROJECTION: Final = Projection(
         "executions_all": "select * from executions union all by name select * from running",
         "statements": """
             select e.* exclude (place, writer), e.writer as gateway, x.text, x.text_mode, x.text_bytes, x.fingerprint, x.verbs,
-                x.relations, x.functions
+                x.relations, x.functions, r.resolution, r.evidence as resolution_evidence
             from executions_all e
-            left join texts x on x.session = e.session and x.statement = e.statement""",
+            left join texts x on x.session = e.session and x.statement = e.statement
+            left join resolutions r on r.session = e.session and r.execution = e.execution""",
     },
 )
