@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import re
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Final, TypeAlias, assert_never
 
@@ -50,11 +52,34 @@ CONFIG_KEY_PREFIX: Final = "config:"  # Idempotency-Keys of the configuration fi
 Authenticate: TypeAlias = Callable[[str, str], Awaitable[Operator | Refusal]]
 """(the Authorization header or "", the peer's address) to the operator: `Operators.authenticate` with the time of now."""
 
+Applied: TypeAlias = Callable[[int], Awaitable[Sequence[str]]]
+"""The names of the living gateways that do not act yet on all that was recorded of identities up to this `at_us`. Never raises."""
+
+AgentOf: TypeAlias = Callable[[str], Awaitable[str]]
+"""The agent of a session; "" where that is not known, or not known in time. Never raises."""
+
 IdempotencyKey: TypeAlias = Annotated[
     str, Header(alias="Idempotency-Key", description="Repeating a call with the same key and the same body changes nothing.")
 ]
 
-Answer: TypeAlias = dict[str, "str | int | None"]
+APPLIED_SECONDS_MAX: Final = 1.0  # that an answer waits for the gateways; they follow the log by milliseconds
+APPLIED_INTERVAL_SECONDS: Final = (
+    0.01  # between the first two looks, and twice as long each time: a look costs each gateway some work
+)
+
+Answer: TypeAlias = dict[str, "str | int | bool | list[str] | None"]
+
+_ENDING: Final = (
+    AgentRevoked,
+    AgentRetired,
+    AllRevoked,
+    SubjectRevoked,
+    GroupRevoked,
+    SessionRevoked,
+    GrantRevoked,
+    GrantNarrowed,
+)
+"""Takes something away. The answer says whether every gateway knows."""
 
 _STATUS_OF: Final = {"invalid": 422, "missing": 404, "forbidden": 403, "conflict": 409}
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -88,6 +113,35 @@ class ReinstateBody(_Body):
     reason: str = ""
 
 
+class SessionBody(_Body):
+    reason: str
+    agent: str = ""
+
+
+class SubjectBody(_Body):
+    issuer: str
+    subject: str
+    reason: str
+
+
+class ReinstateSubjectBody(_Body):
+    issuer: str
+    subject: str
+    reason: str = ""
+
+
+class GroupBody(_Body):
+    issuer: str
+    group: str
+    reason: str
+
+
+class ReinstateGroupBody(_Body):
+    issuer: str
+    group: str
+    reason: str = ""
+
+
 class RuleBody(_Body):
     schema_: str = Field(alias="schema")
     tables: list[str]
@@ -109,10 +163,15 @@ class GrantBody(_Body):
     reason: str
 
 
+class NarrowBody(_Body):
+    scope: ScopeBody
+    reason: str
+
+
 # -- routes ----------------------------------------------------------------------------------------------------------------------
 
 
-def router(registrar: Registrar, authenticate: Authenticate) -> APIRouter:
+def router(registrar: Registrar, authenticate: Authenticate, applied: Applied, agent_of: AgentOf) -> APIRouter:
     """The commands. Each call is authenticated before its body is read."""
     routes = APIRouter(prefix="/v1", route_class=guarded(authenticate))
 
@@ -123,7 +182,11 @@ def router(registrar: Registrar, authenticate: Authenticate) -> APIRouter:
         match outcome:
             case Done(event, repeated, new_key):
                 headers = {"Idempotency-Replayed": "true"} if repeated else {}
-                return JSONResponse(_answer(event, new_key), status, headers)
+                answer = _answer(event, new_key)
+                if isinstance(event, _ENDING):
+                    waiting_for = await _waiting_for(applied, event.at_us)
+                    answer |= {"applied": not waiting_for, "waiting_for": sorted(waiting_for)}
+                return JSONResponse(answer, status, headers)
             case Rejected(kind, error, problems):
                 return _error(_STATUS_OF[kind], error, problems)
             case Unrecorded(reason, may_follow):
@@ -174,7 +237,57 @@ def router(registrar: Registrar, authenticate: Authenticate) -> APIRouter:
     async def revoke_grant(request: Request, grant: str, body: ReasonBody, idempotency_key: IdempotencyKey = "") -> Response:
         return await answered(request, commands.RevokeGrant(grant, body.reason), idempotency_key, 200)
 
+    @routes.post("/grants/{grant}/narrow", summary="Leave a grant only a part of what it allows, in open sessions too")
+    async def narrow(request: Request, grant: str, body: NarrowBody, idempotency_key: IdempotencyKey = "") -> Response:
+        return await answered(request, commands.NarrowGrant(grant, _scope(body.scope), body.reason), idempotency_key, 200)
+
+    @routes.post("/sessions/{session}/revoke", summary="End one session; its agent may open another")
+    async def revoke_session(request: Request, session: str, body: SessionBody, idempotency_key: IdempotencyKey = "") -> Response:
+        agent = await agent_of(session)
+        if agent and body.agent and agent != body.agent:
+            raise HTTPException(422, "agent: this session is another agent's; write that, or leave it out")
+        if not (agent or body.agent):
+            missing = "this session is not in the tables (yet); if you know that it is open, write whose it is as agent"
+            raise HTTPException(404, missing)
+        return await answered(request, commands.RevokeSession(session, agent or body.agent, body.reason), idempotency_key, 200)
+
+    @routes.post("/subjects/revoke", summary="Stop whoever acts as this subject of an issuer, or on behalf of it")
+    async def revoke_subject(request: Request, body: SubjectBody, idempotency_key: IdempotencyKey = "") -> Response:
+        return await answered(request, commands.RevokeSubject(body.issuer, body.subject, body.reason), idempotency_key, 200)
+
+    @routes.post("/subjects/reinstate", summary="Take the revocation of a subject back")
+    async def reinstate_subject(request: Request, body: ReinstateSubjectBody, idempotency_key: IdempotencyKey = "") -> Response:
+        return await answered(request, commands.ReinstateSubject(body.issuer, body.subject, body.reason), idempotency_key, 200)
+
+    @routes.post("/groups/revoke", summary="Stop whoever acts with a token that names this group of an issuer")
+    async def revoke_group(request: Request, body: GroupBody, idempotency_key: IdempotencyKey = "") -> Response:
+        return await answered(request, commands.RevokeGroup(body.issuer, body.group, body.reason), idempotency_key, 200)
+
+    @routes.post("/groups/reinstate", summary="Take the revocation of a group back")
+    async def reinstate_group(request: Request, body: ReinstateGroupBody, idempotency_key: IdempotencyKey = "") -> Response:
+        return await answered(request, commands.ReinstateGroup(body.issuer, body.group, body.reason), idempotency_key, 200)
+
+    @routes.post("/all/revoke", summary="Stop everything: every session ends, and none is opened")
+    async def revoke_all(request: Request, body: ReasonBody, idempotency_key: IdempotencyKey = "") -> Response:
+        return await answered(request, commands.RevokeAll(body.reason), idempotency_key, 200)
+
+    @routes.post("/all/reinstate", summary="Let those act again who are not revoked one by one")
+    async def reinstate_all(request: Request, body: ReinstateBody, idempotency_key: IdempotencyKey = "") -> Response:
+        return await answered(request, commands.ReinstateAll(body.reason), idempotency_key, 200)
+
     return routes
+
+
+async def _waiting_for(applied: Applied, at_us: int) -> Sequence[str]:
+    """Which gateways do not act on it yet, when all do or when the time is up."""
+    waiting: Sequence[str] = ("unknown",)  # whoever cannot even be asked in time
+    interval = APPLIED_INTERVAL_SECONDS
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(APPLIED_SECONDS_MAX):
+            while waiting := await applied(at_us):
+                await asyncio.sleep(interval)
+                interval *= 2
+    return waiting
 
 
 def guarded(authenticate: Authenticate) -> type[APIRoute]:

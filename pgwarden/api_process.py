@@ -23,13 +23,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from analytics import api as analytics_api
 from analytics.guarded_sql import GuardedSql
-from analytics.queries import Queries
+from analytics.queries import Queries, QuestionFailed, QuestionInvalid
 from analytics.runner import Runner
 from analytics.settings import AnalyticsSettings
 from analytics.store import Store, TablesBusy
 from identity import api as identity_api
 from identity import authentication
-from identity.api import Authenticate, guarded
+from identity.api import AgentOf, Applied, Authenticate, guarded
 from identity.claims import OperatorClaims
 from identity.commands import Known
 from identity.keys import JwksCache
@@ -55,6 +55,8 @@ BACKLOG: Final = 128
 CONNECTIONS_MAX: Final = 256  # people, their scripts and one dashboard
 SHUTDOWN_SECONDS_MAX: Final = 3  # for answers that are under way; the supervisor kills after 8
 STATUS_SECONDS_MAX: Final = 1.5  # for a gateway's answer; the health of the others must not wait longer
+APPLIED_SECONDS_MAX: Final = 0.4  # for its word on identities; whoever revokes waits for an answer
+AGENT_OF_SECONDS_MAX: Final = 1.0  # for the tables to say whose a session is; a revocation must not wait for them
 STATUS_BYTES_MAX: Final = 16 * 2**20  # 250 bytes a session
 HEADER_BYTES_MAX: Final = 24 * 2**10  # a token of 16 KB is the largest that a row may allow
 
@@ -115,7 +117,7 @@ async def _run(config: Config) -> int:
 
             authenticate = authenticating(config, keys)
             answers = analytics_api.router(queries, guarded_sql, authenticate, gateways, runner.lag)
-            app = application(registrar, authenticate, (answers,))
+            app = application(registrar, authenticate, (answers,), _applied(config.state / SOCKET_FILE), _agent_of(queries))
             server = _Server(_uvicorn(app))
             tasks = {loop.create_task(runner.run(), name="runner")}
             # Before the first answer: whoever finds the API up finds the agents of the file registered.
@@ -209,29 +211,68 @@ async def gateway_status(path: Path) -> Mapping[str, object]:
     """What the gateway of this machine says of itself, or why it says nothing."""
     silent = {"gateway": "gateway", "reachable": False}
     try:
-        async with asyncio.timeout(STATUS_SECONDS_MAX):
-            reader, writer = await asyncio.open_unix_connection(path)
-            try:
-                said = await reader.read(STATUS_BYTES_MAX)
-                while more := await reader.read(STATUS_BYTES_MAX):
-                    said += more
-                    if len(said) > STATUS_BYTES_MAX:
-                        return {**silent, "reason": f"its status is larger than {STATUS_BYTES_MAX} bytes"}
-            finally:
-                writer.close()
-        return msgspec.json.decode(said, type=dict[str, object])
+        return await _asked(path, STATUS_SECONDS_MAX)
     except (FileNotFoundError, ConnectionRefusedError):  # the second: one that was killed leaves its socket behind
         return {**silent, "reason": "it does not run: start it with pgwarden gateway"}
     except TimeoutError:
         return {**silent, "reason": f"no answer within {STATUS_SECONDS_MAX:g} s"}
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, ValueError) as error:
         return {**silent, "reason": f"its status cannot be read: {error}"}
 
 
-def application(registrar: Registrar, authenticate: Authenticate, answers: Sequence[APIRouter]) -> FastAPI:
+async def _asked(path: Path, seconds: float) -> dict[str, object]:
+    """
+    Raises:
+        FileNotFoundError, ConnectionRefusedError: It does not run.
+        TimeoutError, OSError, ValueError: It does not answer, or not as it should.
+    """
+    async with asyncio.timeout(seconds):
+        reader, writer = await asyncio.open_unix_connection(path)
+        try:
+            said = await reader.read(STATUS_BYTES_MAX)
+            while more := await reader.read(STATUS_BYTES_MAX):
+                said += more
+                if len(said) > STATUS_BYTES_MAX:
+                    raise ValueError(f"it is larger than {STATUS_BYTES_MAX} bytes")
+        finally:
+            writer.close()
+    return msgspec.json.decode(said, type=dict[str, object])
+
+
+def _applied(path: Path) -> Applied:
+    """Whether the gateway of this machine acts on an identity event. One that does not run is not waited for: it lets nobody in."""
+
+    async def applied(at_us: int) -> Sequence[str]:
+        try:
+            said = await _asked(path, APPLIED_SECONDS_MAX)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return ()
+        except (TimeoutError, OSError, ValueError):
+            return ("gateway",)
+        knows = said.get("identity_at_us")
+        return () if isinstance(knows, int) and knows >= at_us else ("gateway",)
+
+    return applied
+
+
+def _agent_of(queries: Queries) -> AgentOf:
+    async def agent_of(session: str) -> str:
+        try:
+            async with asyncio.timeout(AGENT_OF_SECONDS_MAX):
+                found = (await queries.ask("sessions", {"session": session})).items
+        except (TimeoutError, QuestionInvalid, QuestionFailed):
+            return ""
+        return str(found[0]["agent"]) if found else ""
+
+    return agent_of
+
+
+def application(
+    registrar: Registrar, authenticate: Authenticate, answers: Sequence[APIRouter], applied: Applied, agent_of: AgentOf
+) -> FastAPI:
     """Every route asks who calls; there are no pages, and nothing at other paths."""
     app = FastAPI(title="pgwarden", docs_url=None, redoc_url=None, openapi_url=None)
-    app.include_router(identity_api.router(registrar, authenticate))
+    app.include_router(identity_api.router(registrar, authenticate, applied, agent_of))
     for answering in answers:
         app.include_router(answering)
     described = APIRouter(prefix="/v1", route_class=guarded(authenticate))
