@@ -107,6 +107,7 @@ def wanted(settings: KafkaSettings) -> tuple[Wanted, ...]:
             },
         )
         for table, shared in TABLES.items()
+        if shared in settings.partitions
     )
 
 
