@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Final
 
 from identity.settings import IssuerRules
+from ingest.settings import PARTITIONS, KafkaSettings, RelaySettings
 
 # Limits on the file itself. A fleet of 1,000 agents with three grants each takes about 500 KB.
 FILE_BYTES_MAX: Final = 1 << 20
@@ -20,11 +21,21 @@ NEAREST_NAMES_MAX: Final = 200  # a misspelt name is compared with at most so ma
 NEAREST_CHARACTERS_MAX: Final = 100
 SECONDS_MAX: Final = 10 * 365 * 86400
 
+BACKLOG_BYTES_MIN: Final = 2**20  # less would refuse statements at each hiccup of a broker
+BACKLOG_BYTES_MAX: Final = 2**50
+STALE_SECONDS_MAX: Final = 3600.0  # a revocation may stay unknown to a gateway for as long
+BROKERS_MAX: Final = 100
+REPLICATION_MAX: Final = 16
+RETENTION_DAYS_MAX: Final = 36_500
+PARTITIONS_MAX: Final = 1000  # of one topic
+TOPIC_PREFIX_CHARACTERS_MAX: Final = 200  # a topic's name has at most 249
+
 NAME_BYTES_MAX: Final = 63  # as PostgreSQL's own names (NAMEDATALEN - 1)
 SOCKET_PATH_BYTES_MAX: Final = 107  # sun_path of unix(7), less its terminating zero
 SOCKET_FILE: Final = "run/gateway.sock"
 RELAY_SOCKET_FILE: Final = "run/relay.sock"
 WATCHDOG_SOCKET_FILE: Final = "run/watchdog.sock"
+WORKER_SOCKET_FILE: Final = "run/worker.sock"
 SAMPLES_FILE: Final = "ports.json"  # in a state folder that `pgwarden up` filled with samples
 
 UNITS_NEVER_SHOWN: Final = frozenset({"reference", "verifier", "hex"})  # somebody may have written the secret itself
@@ -38,15 +49,39 @@ class Setting:
     sentence: str
 
 
+def _from(kind: type[IssuerRules | RelaySettings | KafkaSettings], name: str, unit: str, sentence: str) -> Setting:
+    """The default is the one of `kind`."""
+    default = next(field.default for field in fields(kind) if field.name == name)
+    return Setting(name, None if default is MISSING else default, unit, sentence)
+
+
+def _issuer(name: str, unit: str, sentence: str) -> Setting:
+    return _from(IssuerRules, name, unit, sentence)
+
+
+def _relay(name: str, unit: str, sentence: str) -> Setting:
+    return _from(RelaySettings, name, unit, sentence)
+
+
+def _kafka(name: str, unit: str, sentence: str) -> Setting:
+    return _from(KafkaSettings, name, unit, sentence)
+
+
+def _partitions(topic: str) -> Setting:
+    sentence = f"How many partitions the topic `{topic}` has; once it is there, the number is fixed."
+    return Setting(f"{topic}_partitions", PARTITIONS[topic], "partitions", sentence)
+
+
 FILE: Final = (Setting("state", ".pgwarden", "path", "The folder of the log, tables, keys and run files, relative to the file."),)
 
 GATEWAY: Final = (
+    Setting("name", "gateway-1", "name", "What the record calls this gateway; two that write one record never share a name."),
     Setting("listen", "127.0.0.1:6432", "HOST:PORT", "Where agents connect; port 0 takes any free one."),
     Setting("allow_remote", False, "boolean", "Lets `listen` name an address beyond this machine."),
     Setting("tls", "required", "required, optional", "`optional` takes agent keys in clear text from loopback; tokens need TLS."),
     Setting("tls_certificate", "", "path", "The PEM certificate chain for clients; empty makes a self-signed one at first start."),
     Setting("tls_key", "", "path", "The certificate's unencrypted PEM key, mode 0600; it goes with `tls_certificate`."),
-    Setting("durability", "group", "fast, group, strict", "How safely a statement is recorded before it may act."),
+    Setting("durability", "group", "fast, group, strict, replicated", "How safely a statement is recorded before it may act."),
     Setting("statement_text", "full", "full, fingerprint", "Whether the record holds a statement's text, or its fingerprint only."),
     Setting("parameters", False, "boolean", "Whether the record holds the values of parameters, which are often personal data."),
 )
@@ -61,6 +96,36 @@ DASHBOARD: Final = (
     Setting("allow_remote", False, "boolean", "Lets `listen` name an address beyond this machine."),
 )
 
+LOG: Final = (
+    Setting(
+        "backend", "segments", "segments, kafka", "Where the record is: files on this machine, or the brokers that [kafka] names."
+    ),
+    _relay(
+        "backlog_bytes_max", "bytes", "What of the record may wait on a gateway's disk for the brokers; beyond it none is admitted."
+    ),
+    _relay("stale_seconds_max", "seconds", "A gateway that has not heard from the brokers for so long admits no new session."),
+)
+
+KAFKA: Final = (
+    Setting("bootstrap", None, "list of HOST:PORT", "Some of the brokers; they name the others."),
+    _kafka("tls", "boolean", "Whether the brokers are asked over TLS, their certificates and names checked."),
+    Setting("allow_plaintext", False, "boolean", "Lets `tls` be false though a broker is beyond this machine."),
+    _kafka("ca_file", "path", "The PEM certificates to trust for the brokers; empty takes the system's."),
+    _kafka("certificate_file", "path", "A PEM client certificate, where the brokers want one; it goes with `key_file`."),
+    _kafka("key_file", "path", "The certificate's unencrypted PEM key, mode 0600."),
+    _kafka("sasl", "PLAIN, SCRAM-SHA-256, SCRAM-SHA-512", "How pgwarden logs in to the brokers; empty does not."),
+    _kafka("user", "text", "Whom it logs in as; it goes with `sasl`."),
+    Setting("password", "", "reference", "That user's password, as `env:NAME` or `file:PATH`, never the password itself."),
+    _kafka("topic_prefix", "text", "What the names of the topics begin with."),
+    _kafka("replication", "brokers", "How many brokers keep a copy of each record."),
+    _kafka("in_sync_min", "brokers", "How many of them have a record before it counts as written."),
+    _kafka("retention_days", "days", "How long sessions, statements, findings and observations are kept; the rest is for ever."),
+    _partitions("sessions"),
+    _partitions("statements"),
+    _partitions("findings"),
+    _partitions("observations"),
+)
+
 CONNECTION: Final = (
     Setting("host", None, "name or address", "Where PostgreSQL is; not a socket folder."),
     Setting("port", 5432, "port number", "PostgreSQL's port."),
@@ -70,7 +135,12 @@ CONNECTION: Final = (
     Setting("sslmode", "verify-full", "disable, require, verify-ca, verify-full", "How TLS to PostgreSQL is checked."),
     Setting("sslrootcert", "", "path", "The PEM certificates to trust; empty takes the system's."),
     Setting("search_path", ("public",), "list of schemas", "Where unqualified names are looked up; agents cannot change it."),
-    Setting("durability", "", "fast, group, strict", "As `gateway.durability`, for this connection; empty takes the gateway's."),
+    Setting(
+        "durability",
+        "",
+        "fast, group, strict, replicated",
+        "As `gateway.durability`, for this connection; empty takes the gateway's.",
+    ),
 )
 
 AGENT: Final = (
@@ -100,12 +170,6 @@ RULE: Final = (
 )
 
 OPERATOR: Final = (Setting("key_sha256", None, "hex", "The SHA-256 of an operator key, as `pgwarden init` makes it."),)
-
-
-def _issuer(name: str, unit: str, sentence: str) -> Setting:
-    """The default is the one of IssuerRules."""
-    default = next(field.default for field in fields(IssuerRules) if field.name == name)
-    return Setting(name, None if default is MISSING else default, unit, sentence)
 
 
 ISSUER: Final = (
@@ -151,6 +215,8 @@ TABLES: Final[Mapping[str, tuple[Setting, ...]]] = MappingProxyType(
         "gateway": GATEWAY,
         "api": API,
         "dashboard": DASHBOARD,
+        "log": LOG,
+        "kafka": KAFKA,
         "connections.NAME": CONNECTION,
         "issuers.NAME": ISSUER,
         "agents.NAME": AGENT,

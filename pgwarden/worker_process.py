@@ -1,0 +1,178 @@
+"""`pgwarden worker`: with the log in Kafka, orders the end of sessions and counts what agents do, and shares that with others."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from analytics.activity import ActivitySettings
+from analytics.enforcer import Enforcer, EnforcerSettings
+from gateway.status import serve_status
+from ingest.events import SessionEndOrdered
+from ingest.log import LogCorrupt, LogUnavailable
+from ingest.recorder import Recorder
+from ingest.settings import KafkaSettings, RecorderSettings
+from pgwarden.config import Config
+from pgwarden.settings import WORKER_SOCKET_FILE
+
+if TYPE_CHECKING:
+    from analytics.streams import Streams
+
+STOP_SECONDS_MAX: Final = 5.0  # 1.2 to 2.7 s as a rule; Faust hangs when it is told to end in the middle of joining its group
+AGE_SECONDS_MAX: Final = 30.0  # a worker that is behind for longer is not well; a rebalance takes 2 to 3 s, a dead member's 10 more
+
+_log: Final = logging.getLogger("pgwarden.worker")
+
+
+class CannotStart(Exception):
+    """Says what to do."""
+
+
+def run(config: Config, name: str = "") -> int:
+    """Exit status: 0 stopped as asked, 1 could not start or go on."""
+    try:
+        if config.kafka is None:
+            raise CannotStart('workers share the work on a log in Kafka; this log is on one machine ([log] backend = "segments")')
+        with _alone(config.state, name):
+            return asyncio.run(_run(config.kafka, config.state, name))
+    except (CannotStart, OSError, LogCorrupt, LogUnavailable, ImportError) as error:
+        sys.stderr.write(f"pgwarden worker: {error}\n")
+        return 1
+
+
+async def _run(kafka: KafkaSettings, state: Path, name: str) -> int:
+    # Here, since either takes half a second and only a worker needs them.
+    from analytics.streams import Streams, StreamsFailed, credentials
+    from ingest.log.kafka import KafkaLog
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    _quiet()
+    writer = f"worker-{name or socket.gethostname()}"
+    async with contextlib.AsyncExitStack() as closing:
+        log = await KafkaLog.open(kafka)
+        closing.push_async_callback(log.close)
+        recorder = Recorder(log, writer, _now_us(), RecorderSettings())
+        closing.push_async_callback(recorder.close)
+        enforcer = Enforcer(log, _ordering(recorder), EnforcerSettings())
+        streams = Streams(kafka, log, enforcer, ActivitySettings(), state / "worker", credentials(kafka))
+        status = await serve_status(state / _file(WORKER_SOCKET_FILE, name), lambda: _status(writer, enforcer, streams))
+        closing.callback(status.close)
+        tasks = {
+            loop.create_task(enforcer.run(), name="enforcement"),
+            loop.create_task(streams.run(), name="Faust"),
+        }
+        stopping = loop.create_task(_waited(stop), name="signal")
+        _log.info("this is %s, of group %s%s", writer, kafka.topic_prefix, "worker")
+        done, _ = await asyncio.wait({stopping, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+        exit_status = 0
+        for task in done & tasks:
+            exit_status = 1
+            error = task.exception()
+            if not isinstance(error, StreamsFailed):
+                _log.critical("%s ended: %r", task.get_name(), error, exc_info=error)
+            else:
+                _log.critical("%s", error)
+        try:
+            async with asyncio.timeout(STOP_SECONDS_MAX):
+                await streams.stop()
+        except TimeoutError:
+            _log.warning("Faust has not ended within %g s, and is left behind", STOP_SECONDS_MAX)
+            with contextlib.suppress(LogUnavailable):
+                await recorder.close()
+            # Its threads would keep this process; what it had is redelivered to its successor, which knows it.
+            logging.shutdown()
+            os._exit(exit_status)
+        for task in (stopping, *tasks):
+            task.cancel()
+        await asyncio.wait({stopping, *tasks}, timeout=1.0)
+        return exit_status
+
+
+def _status(writer: str, enforcer: Enforcer, streams: Streams) -> Mapping[str, object]:
+    enforcing, counting = enforcer.standing(), streams.standing()
+    reasons = [enforcing.error]
+    if counting.age_seconds > AGE_SECONDS_MAX:
+        reasons.append(f"behind for {counting.age_seconds:.0f} s")
+    if counting.unreadable:
+        reasons.append(f"{counting.unreadable} records of statements could not be read")
+    reason = "; ".join(why for why in reasons if why)
+    return {
+        "worker": writer,
+        "pid": os.getpid(),
+        "healthy": not reason,
+        "reason": reason,
+        "age_seconds": round(counting.age_seconds, 3),
+        "rebalancing": counting.rebalancing,
+        "sessions": {
+            "partitions": enforcing.partitions,
+            "reading": enforcing.reading,
+            "records_behind": enforcing.records,
+            "live": enforcing.live_sessions,
+        },
+        "identity": {"records_behind": enforcing.identity_records, "at_us": enforcing.identity_at_us},
+        "orders": {"pending": enforcing.orders_pending, "recorded": enforcing.orders_recorded},
+        "statements": {
+            "partitions": counting.statements,
+            "records_behind": counting.statement_records,
+            "frames": counting.frames,
+            "agents": counting.agents,
+            "windows_closed": counting.windows_closed,
+        },
+    }
+
+
+def _ordering(recorder: Recorder) -> Callable[[SessionEndOrdered], Awaitable[None]]:
+    async def order(event: SessionEndOrdered) -> None:
+        await recorder.recorded(recorder.record("commands", event.session, event))
+
+    return order
+
+
+@contextlib.contextmanager
+def _alone(state: Path, name: str) -> Iterator[None]:
+    """Two workers of one name would write frames that pass for each other's.
+
+    Raises:
+        CannotStart: This name is taken on this state folder.
+    """
+    path = state / _file("run/worker.lock", name)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CannotStart(f"another worker of this name runs on {state}: give this one another with --name") from None
+        yield
+
+
+def _file(path: str, name: str) -> str:
+    """`run/worker.sock`, and `run/worker-NAME.sock` of a worker that was given a name."""
+    stem, dot, suffix = path.rpartition(".")
+    return f"{stem}-{name}{dot}{suffix}" if name else path
+
+
+def _quiet() -> None:
+    """Faust tells of each step of a rebalance in tables, and its parts may write what they are configured with."""
+    for chatty in ("faust", "mode", "aiokafka", "kafka"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+async def _waited(stop: asyncio.Event) -> None:
+    await stop.wait()
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1000
