@@ -89,6 +89,10 @@ def parser() -> argparse.ArgumentParser:
         ("dashboard", "run the dashboard"),
     ):
         _config(_command(commands, name, f"processes:{name}", what, json_option=False))
+    what = "run a worker, which shares enforcement on a log in Kafka with others"
+    worker = _command(commands, "worker", "processes:worker", what, json_option=False)
+    _config(worker)
+    worker.add_argument("--name", default="", type=_name, metavar="NAME", help="tells workers of one machine apart")
     status = _command(commands, "status", "health:status", "ask one process of this machine how it is; 0 when it is well")
     status.add_argument("part", choices=("gateway", "relay", "watchdog", "worker", "api", "dashboard"), metavar="PART")
     _config(status)
@@ -239,6 +243,13 @@ def _positive_whole(text: str) -> int:
     if text.isascii() and text.isdigit() and 0 < int(text[:10]) < 10**9 and len(text) < 10:
         return int(text)
     raise argparse.ArgumentTypeError(f"{printable(text)!r} is no whole number above 0; write one as 30")
+
+
+def _name(text: str) -> str:
+    """What may stand in the name of a file and of a writer."""
+    if text.isascii() and text.replace("-", "").isalnum() and len(text) <= 63:
+        return text
+    raise argparse.ArgumentTypeError(f"{printable(text)!r} is no name; write letters, digits and -, at most 63")
 
 
 def _duration(text: str) -> int:

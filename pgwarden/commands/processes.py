@@ -33,6 +33,13 @@ def watchdog(arguments: argparse.Namespace) -> int:
     return _process(arguments, "pgwarden.watchdog_process")
 
 
+def worker(arguments: argparse.Namespace) -> int:
+    if (config := _started(arguments)) is None:
+        return 2
+    run = cast(Callable[[Config, str], int], importlib.import_module("pgwarden.worker_process").run)
+    return run(config, str(arguments.name))
+
+
 def dashboard(arguments: argparse.Namespace) -> int:
     return _process(arguments, "pgwarden.dashboard_process")
 
@@ -51,12 +58,17 @@ def rebuild(arguments: argparse.Namespace) -> int:
 
 
 def _process(arguments: argparse.Namespace, module: str) -> int:
-    if (config := _config(arguments)) is None:
+    if (config := _started(arguments)) is None:
         return 2
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for chatty in ("httpx", "uvicorn.error"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
     return cast(Run, importlib.import_module(module).run)(config)
+
+
+def _started(arguments: argparse.Namespace) -> Config | None:
+    if (config := _config(arguments)) is not None:
+        logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        for chatty in ("httpx", "uvicorn.error"):
+            logging.getLogger(chatty).setLevel(logging.WARNING)
+    return config
 
 
 def _config(arguments: argparse.Namespace) -> Config | None:
