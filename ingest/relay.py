@@ -34,7 +34,7 @@ _RETRY_SECONDS_MAX: Final = 5.0  # what holds the longest outage up at its end
 _PROBE_SECONDS: Final = 1.0  # between two questions to the brokers when all is quiet
 _ANSWER_SECONDS_MAX: Final = 10.0
 _COUNT_RECORDS: Final = 2_000  # looked at by one call; they are in the page cache, and their values are not kept
-_TRIM_SECONDS: Final = 60.0
+_TRIM_SECONDS: Final = 600.0  # between two looks for segments that are old enough to go; each reads some 20 records
 
 
 def mono_us() -> int:
@@ -168,7 +168,7 @@ class Shipper:
                     self._bytes_shipped += sum(len(record.key) + len(record.value) for record in run)
                     self._on_change()
                     # Before the next run is sent: should this process end now, the one after it begins with this run again.
-                    await subscription.commit(done)
+                    await _once(lambda done=done: subscription.commit(done), "remembering", self._troubles)  # type: ignore[misc]
                 self._troubles.over("shipping")
         finally:
             subscription.close()
@@ -331,7 +331,36 @@ class Relay:
             group.create_task(self._watch_shipping())
             for topic, mirror in mirrors.items():
                 group.create_task(_for_ever(topic, self._troubles, mirror.mirror))
+            group.create_task(_for_ever("trimming", self._troubles, lambda: self._trim(mirrors["commands"])))
             group.create_task(_for_ever("asking", self._troubles, lambda: self._ask(brokers, mirrors["identity"])))
+
+    async def _trim(self, commands: Mirror) -> None:
+        """Give up what is old here and safe there. `identity` stays: it is what this gateway's registry is made of."""
+        while True:
+            await asyncio.sleep(min(_TRIM_SECONDS, self._settings.keep_seconds / 4))
+            before_us = time.time_ns() // 1_000 - int(self._settings.keep_seconds * 1e6)
+            safe = dict(self._shipper.shipped) if self._shipper is not None else {}
+            if commands.next_offset >= 0:
+                safe[("commands", 0)] = commands.next_offset
+            for (topic, number), end in safe.items():
+                offset = await self._first_since(before_us, (topic, number), end)
+                await asyncio.to_thread(self._here.trim, topic, number, offset)
+
+    async def _first_since(self, at_us: int, place: Partition, end: int) -> int:
+        """The first record below `end` that was written at that time or later; `end` where there is none."""
+        begin = self._here.begin_offsets(place[0])[place]
+        while begin < end:
+            middle = (begin + end) // 2
+            subscription = self._here.assign({place: middle})
+            try:
+                records = await subscription.poll(1, _ANSWER_SECONDS_MAX)
+            finally:
+                subscription.close()
+            if records and records[0].at_us < at_us:
+                begin = middle + 1
+            else:
+                end = middle
+        return end
 
     async def _watch_shipping(self) -> None:
         done, _ = await asyncio.wait(self._shipping, return_when=asyncio.FIRST_COMPLETED)
