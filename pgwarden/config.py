@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final, Literal, TypeAlias, cast
+from typing import Final, Literal, TypeAlias, cast, get_args
 
 from identity import agent_keys, commands
 from identity.refusal import Refusal
@@ -19,6 +19,7 @@ from identity.scope import OPERATIONS
 from identity.settings import IssuerRules, loopback
 from identity.settings import rules as issuer_rules
 from ingest.events import Rule, Scope
+from ingest.settings import PARTITIONS, KafkaSettings, RelaySettings, Sasl
 from pgwarden import settings
 from pgwarden.config_file import ConfigInvalid, Problem, Report, Table, parse, read
 from pgwarden.printable import printable
@@ -27,7 +28,8 @@ from pgwarden.small_files import Content, Unreadable, content, reason_of
 
 __all__ = ["ConfigInvalid", "Problem", "load", "loads"]
 
-Durability: TypeAlias = Literal["fast", "group", "strict"]
+Durability: TypeAlias = Literal["fast", "group", "strict", "replicated"]
+Backend: TypeAlias = Literal["segments", "kafka"]
 TextMode: TypeAlias = Literal["full", "fingerprint"]
 TlsMode: TypeAlias = Literal["required", "optional"]
 SslMode: TypeAlias = Literal["disable", "require", "verify-ca", "verify-full"]
@@ -46,6 +48,7 @@ class Address:
 
 @dataclass(frozen=True, slots=True)
 class GatewayConfig:
+    name: str  # in the record; two gateways never share it
     listen: Address
     allow_remote: bool
     tls: TlsMode
@@ -66,6 +69,12 @@ class ApiConfig:
 class DashboardConfig:
     listen: Address
     allow_remote: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LogConfig:
+    backend: Backend
+    relay: RelaySettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +124,8 @@ class Config:
     gateway: GatewayConfig
     api: ApiConfig
     dashboard: DashboardConfig
+    log: LogConfig
+    kafka: KafkaSettings | None  # exactly where log.backend is "kafka"
     connections: Mapping[str, ConnectionConfig]  # by name
     issuers: Mapping[str, IssuerRules]  # by the name of its table
     agents: Mapping[str, AgentConfig]
@@ -125,6 +136,9 @@ class Config:
 OPERATOR_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._@-]{0,62}")
 _CONNECTION_NAME: Final = re.compile(r"[a-z0-9_][a-z0-9._-]{0,62}")
 _HOST_LABEL: Final = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
+_GATEWAY_NAME: Final = commands.AGENT_NAME  # both name keys of the record
+_TOPIC_PREFIX: Final = re.compile(r"[A-Za-z0-9._-]*")
+_DURABILITIES: Final = get_args(Durability)
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _LIMITS: Final = commands.Settings()
 
@@ -165,7 +179,9 @@ class _Reading:
     def config(self, values: Mapping[str, object]) -> Config:
         file = Table(self.report, values, (), settings.FILE)
         state = self.state(file)
-        gateway = self.gateway(file.table("gateway", settings.GATEWAY))
+        log = self.log(file.table("log", settings.LOG))
+        kafka = self.kafka(file, log)
+        gateway = self.gateway(file.table("gateway", settings.GATEWAY), log, kafka)
         api_table = file.table("api", settings.API)
         api = ApiConfig(*self.listen(api_table, "/v1"))
         api_table.finish()
@@ -174,7 +190,7 @@ class _Reading:
         dashboard_table.finish()
         self.distinct(file, {"gateway": gateway.listen, "api": api.listen, "dashboard": dashboard.listen})
         connection_tables = file.named_tables("connections", settings.CONNECTION)
-        connections = {name: self.connection(name, table, gateway) for name, table in connection_tables.items()}
+        connections = {name: self.connection(name, table, gateway, log, kafka) for name, table in connection_tables.items()}
         issuer_tables = file.named_tables("issuers", settings.ISSUER)
         issuers = {name: rules for name, table in issuer_tables.items() if (rules := self.issuer(name, table)) is not None}
         agent_tables = file.named_tables("agents", settings.AGENT)
@@ -195,6 +211,8 @@ class _Reading:
             gateway=gateway,
             api=api,
             dashboard=dashboard,
+            log=log,
+            kafka=kafka,
             connections=MappingProxyType(connections),
             issuers=MappingProxyType(issuers),
             agents=MappingProxyType(agents),
@@ -230,23 +248,149 @@ class _Reading:
             )
         return state
 
-    def gateway(self, table: Table) -> GatewayConfig:
+    def log(self, table: Table) -> LogConfig:
+        config = LogConfig(
+            backend=cast(Backend, table.choice("backend", ("segments", "kafka"))),
+            relay=RelaySettings(
+                backlog_bytes_max=table.whole("backlog_bytes_max", settings.BACKLOG_BYTES_MIN, settings.BACKLOG_BYTES_MAX),
+                stale_seconds_max=table.number("stale_seconds_max", 1, settings.STALE_SECONDS_MAX),
+            ),
+        )
+        if config.backend == "segments":
+            for key in ("backlog_bytes_max", "stale_seconds_max"):
+                if table.written(key):
+                    table.problem('is set, and log.backend is "segments"', f"delete {key}: there are no brokers to wait for", key)
+        table.finish()
+        return config
+
+    def kafka(self, file: Table, log: LogConfig) -> KafkaSettings | None:
+        """The settings where the log is in Kafka, wrong or not; else None."""
+        if log.backend != "kafka":
+            if file.written("kafka"):
+                remedy = 'write backend = "kafka" below [log], or delete [kafka]'
+                self.report.problem(("kafka",), '[kafka] stands here, and log.backend is "segments"', remedy)
+                file.taken.add("kafka")
+            return None
+        if not file.written("kafka"):
+            remedy = 'write a table [kafka] with bootstrap = ["HOST:PORT"]'
+            self.report.problem(("log", "backend"), 'log.backend is "kafka", and there is no [kafka]', remedy)
+        table = file.table("kafka", settings.KAFKA)
+        bootstrap = self.brokers(table) if file.written("kafka") else {}
+        tls = table.flag("tls")
+        allow_plaintext = table.flag("allow_plaintext")
+        beyond = [host for host in bootstrap.values() if not loopback(host)]
+        sasl = cast(Sasl, table.choice("sasl", ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")))
+        if not tls and beyond:
+            what = "the record crosses the network in clear text" + (", the password too" if sasl == "PLAIN" else "")
+            if allow_plaintext:
+                table.warning(f"is false, and {printable(beyond[0])} is another machine: {what}", "write tls = true", "tls")
+            else:
+                remedy = "write tls = true, or add allow_plaintext = true to this table"
+                table.problem(f"is false, and {printable(beyond[0])} is another machine", remedy, "tls")
+        ca_file = self.roots(table, "ca_file")
+        certificate = table.path("certificate_file", self.folder)
+        key = table.path("key_file", self.folder)
+        for name in ("ca_file", "certificate_file", "key_file"):
+            if not tls and table.values.get(name):
+                table.problem("is set, and tls is false", f"delete {name}, or write tls = true", name)
+        self.pair(table, "certificate_file", certificate, "key_file", key)
+        user = table.text("user")
+        password = table.secret("password", self.folder, self.environ)
+        if sasl:
+            for name, what in (("user", '"…", whom the brokers know'), ("password", '"env:NAME" or "file:PATH"')):
+                if not table.values.get(name):
+                    table.problem(f'is missing, and sasl is "{sasl}"', f"write {name} = {what}", name)
+        else:
+            for name in ("user", "password"):
+                if table.values.get(name):
+                    table.problem("is set without sasl", 'write sasl = "SCRAM-SHA-512", or another that the brokers offer', name)
+        prefix = table.text("topic_prefix", settings.TOPIC_PREFIX_CHARACTERS_MAX)
+        if table.values.get("topic_prefix") == "":
+            prefix = ""
+        elif _TOPIC_PREFIX.fullmatch(prefix) is None:
+            table.problem(f'is "{printable(prefix)}"', "write letters, digits, '.', '_' and '-' only", "topic_prefix")
+        replication = table.whole("replication", 1, settings.REPLICATION_MAX)
+        in_sync_min = table.whole("in_sync_min", 1, settings.REPLICATION_MAX)
+        if in_sync_min > replication:
+            where = "in_sync_min" if table.written("in_sync_min") else "replication"
+            remedy = f"write in_sync_min = {max(1, replication - 1)}"
+            reason = f"in_sync_min is {in_sync_min} and replication {replication}: nothing could ever be written"
+            self.report.problem(("kafka", where), f"kafka.{reason}", remedy)
+        elif in_sync_min == replication > 1:
+            remedy = f"write in_sync_min = {replication - 1}"
+            table.warning(
+                f"is {in_sync_min}, as replication is: nothing can be written while one broker is away", remedy, "in_sync_min"
+            )
+        made = KafkaSettings(
+            bootstrap=tuple(bootstrap),
+            tls=tls,
+            ca_file=str(ca_file or ""),
+            certificate_file=str(certificate or ""),
+            key_file=str(key or ""),
+            sasl=sasl,
+            user=user,
+            password=password.reveal if password is not None else str,
+            topic_prefix=prefix,
+            partitions=MappingProxyType(
+                {
+                    topic: table.whole(f"{topic}_partitions", 1, settings.PARTITIONS_MAX)
+                    if f"{topic}_partitions" in table.defaults
+                    else number
+                    for topic, number in PARTITIONS.items()
+                }
+            ),
+            replication=replication,
+            in_sync_min=in_sync_min,
+            retention_days=table.whole("retention_days", 1, settings.RETENTION_DAYS_MAX),
+        )
+        table.finish()
+        return made
+
+    def brokers(self, table: Table) -> Mapping[str, str]:
+        """The host of each HOST:PORT."""
+        hosts = {}
+        texts = table.texts("bootstrap", settings.BROKERS_MAX)
+        for index, text in enumerate(texts):
+            host, colon, port = text.rpartition(":")
+            bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+            fits = colon and port.isascii() and port.isdigit() and len(port) <= 5 and 0 < int(port) <= 65535
+            if not fits or not bare or (":" in host and bare == host) or not _is_host(bare):
+                table.problem(f'is "{printable(text)}"', 'write a host and a port, as "kafka-1.example:9093"', "bootstrap", index)
+            hosts[text] = bare
+        if table.values.get("bootstrap") == []:
+            table.problem("is empty", 'write bootstrap = ["HOST:PORT"]', "bootstrap")
+        return hosts
+
+    def durability(self, table: Table, default: Durability, log: LogConfig, kafka: KafkaSettings | None) -> Durability:
+        chosen = cast(Durability, table.choice("durability", _DURABILITIES) or default)
+        if chosen == "replicated" and table.written("durability"):
+            if log.backend != "kafka":
+                remedy = 'write durability = "strict", or backend = "kafka" below [log]'
+                table.problem('is "replicated", and log.backend is "segments": there is one copy', remedy, "durability")
+            elif kafka is not None and kafka.in_sync_min == 1:
+                remedy = "write replication = 3 and in_sync_min = 2 below [kafka]"
+                table.warning('is "replicated", and kafka.in_sync_min is 1: one broker is enough', remedy, "durability")
+        return chosen
+
+    def gateway(self, table: Table, log: LogConfig, kafka: KafkaSettings | None) -> GatewayConfig:
+        name = table.text("name")
+        if _GATEWAY_NAME.fullmatch(name) is None:
+            table.problem(f'is "{printable(name)}", which is no name for a gateway', _names_remedy(""), "name")
+        elif log.backend == "kafka" and not table.written("name"):
+            remedy = 'write name = "…", another one for each gateway'
+            table.problem('is missing, and log.backend is "kafka": several gateways write one record', remedy, "name")
         listen, allow_remote = self.listen(table, "")
         certificate = table.path("tls_certificate", self.folder)
         key = table.path("tls_key", self.folder)
-        if certificate is not None and key is None:
-            table.problem("is set without tls_key", "write tls_key, the path of the certificate's key", "tls_certificate")
-        elif key is not None and certificate is None:
-            table.problem("is set without tls_certificate", "write tls_certificate, the path of the key's certificate", "tls_key")
-        elif certificate is not None and key is not None:
-            self.certificate_and_key(table, certificate, key)
+        self.pair(table, "tls_certificate", certificate, "tls_key", key)
         config = GatewayConfig(
+            name=name,
             listen=listen,
             allow_remote=allow_remote,
             tls=cast(TlsMode, table.choice("tls", ("required", "optional"))),
             tls_certificate=certificate,
             tls_key=key,
-            durability=cast(Durability, table.choice("durability", ("fast", "group", "strict"))),
+            durability=self.durability(table, "group", log, kafka),
             statement_text=cast(TextMode, table.choice("statement_text", ("full", "fingerprint"))),
             parameters=table.flag("parameters"),
         )
@@ -278,17 +422,26 @@ class _Reading:
             if address.port and (first := seen.setdefault(address, name)) != name:
                 self.report.problem((name, "listen"), f"{name}.listen is {address}, as {first}.listen is", "write another port")
 
-    def certificate_and_key(self, table: Table, certificate: Path, key: Path) -> None:
-        fine = self.pem(table, "tls_certificate", certificate) is not None
-        found = self.pem(table, "tls_key", key)
+    def pair(self, table: Table, certificate_setting: str, certificate: Path | None, key_setting: str, key: Path | None) -> None:
+        """Both or neither, and they go together."""
+        if certificate is not None and key is None:
+            remedy = f"write {key_setting}, the path of the certificate's key"
+            table.problem(f"is set without {key_setting}", remedy, certificate_setting)
+        elif key is not None and certificate is None:
+            remedy = f"write {certificate_setting}, the path of the key's certificate"
+            table.problem(f"is set without {certificate_setting}", remedy, key_setting)
+        if certificate is None or key is None:
+            return
+        fine = self.pem(table, certificate_setting, certificate) is not None
+        found = self.pem(table, key_setting, key)
         if found is None:
             return
         shown = printable(str(key))
         if found.mode & 0o077:
-            table.problem(f"is {shown}, which others may read", f"run: chmod 600 {shown}", "tls_key")
+            table.problem(f"is {shown}, which others may read", f"run: chmod 600 {shown}", key_setting)
         if b"ENCRYPTED" in found.data:
             remedy = "decrypt it with: openssl pkey -in KEY -out PLAIN, and chmod 600 PLAIN"
-            table.problem(f"is {shown}, which has a passphrase", remedy, "tls_key")
+            table.problem(f"is {shown}, which has a passphrase", remedy, key_setting)
         elif fine:
             try:
                 ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password=lambda: b"")
@@ -296,7 +449,7 @@ class _Reading:
                 reason = getattr(error, "reason", None) or type(error).__name__
                 shown_reason = str(reason).lower().replace("_", " ")
                 remedy = "write a PEM certificate chain, leaf first, and its own key"
-                table.problem(f"does not go with tls_key: {shown_reason}", remedy, "tls_certificate")
+                table.problem(f"does not go with {key_setting}: {shown_reason}", remedy, certificate_setting)
 
     def roots(self, table: Table, key: str) -> Path | None:
         """A file of certificates to trust."""
@@ -320,7 +473,9 @@ class _Reading:
             return None
         return found
 
-    def connection(self, name: str, table: Table, gateway: GatewayConfig) -> ConnectionConfig:
+    def connection(
+        self, name: str, table: Table, gateway: GatewayConfig, log: LogConfig, kafka: KafkaSettings | None
+    ) -> ConnectionConfig:
         if _CONNECTION_NAME.fullmatch(name) is None:
             table.problem("is no name for a connection", _names_remedy("_"))
         host = table.text("host")
@@ -335,7 +490,7 @@ class _Reading:
                 "verify-ca": "any server with a certificate of that authority can pose as this one",
             }[sslmode]
             table.warning(f'is "{sslmode}": {lost}', 'write sslmode = "verify-full" and sslrootcert', "sslmode")
-        durability = table.choice("durability", ("fast", "group", "strict")) or gateway.durability
+        durability = self.durability(table, gateway.durability, log, kafka)
         config = ConnectionConfig(
             name=name,
             host=host,
@@ -346,7 +501,7 @@ class _Reading:
             sslmode=sslmode,
             sslrootcert=self.roots(table, "sslrootcert"),
             search_path=self.search_path(table),
-            durability=cast(Durability, durability),
+            durability=durability,
         )
         table.finish()
         return config

@@ -267,6 +267,22 @@ class Table:
             return default
         return value
 
+    def number(self, key: str, low: float, high: float) -> float:
+        """A number that may have a fraction."""
+        default = self.defaults[key]
+        default = float(default) if isinstance(default, (int, float)) else low
+        value = self._take(key)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            self.problem(f"is {_described(value)}", f"write a number from {low:g} to {high:g}, without quotes", key)
+            return default
+        if not low <= value <= high:  # nan too
+            shown = "a huge number" if abs(value) >= 10**18 else f"{value:g}"
+            self.problem(f"is {shown}", f"write a number from {low:g} to {high:g}", key)
+            return default
+        return float(value)
+
     def texts(self, key: str, items_max: int = settings.LIST_ITEMS_MAX) -> tuple[str, ...]:
         """Those items of a list that are fit; the others have been reported."""
         default = self.defaults[key]

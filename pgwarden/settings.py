@@ -101,7 +101,9 @@ LOG: Final = (
         "backend", "segments", "segments, kafka", "Where the record is: files on this machine, or the brokers that [kafka] names."
     ),
     _relay(
-        "backlog_bytes_max", "bytes", "What of the record may wait on a gateway's disk for the brokers; beyond it none is admitted."
+        "backlog_bytes_max",
+        "bytes",
+        "What of the record may wait on a gateway's disk for the brokers; beyond it no statement goes on.",
     ),
     _relay("stale_seconds_max", "seconds", "A gateway that has not heard from the brokers for so long admits no new session."),
 )

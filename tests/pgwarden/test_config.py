@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from identity import agent_keys
 from identity.settings import IssuerRules
 from ingest.events import Rule, Scope
+from ingest.settings import PARTITIONS, RelaySettings
 from pgwarden import settings
 from pgwarden.config import Address, Config, ConfigInvalid, load, loads
 from pgwarden.first_start import settle, write_configuration
@@ -225,12 +226,43 @@ WRONG: list[tuple[str, str, str]] = [
     (
         "[gateway]",
         '[gateway]\ndurability = "safe" #!',
-        'gateway.durability is "safe", which is none of fast, group, strict; write one of',
+        'gateway.durability is "safe", which is none of fast, group, strict, replicated; write one of',
     ),
     (
         "[gateway]",
         '[gateway]\ndurability = "" #!',
-        'gateway.durability is "", which is none of fast, group, strict; write one of "fast"',
+        'gateway.durability is "", which is none of fast, group, strict, replicated; write one of "fast"',
+    ),
+    ("[gateway]", '[gateway]\nname = "Gateway 1" #!', 'gateway.name is "Gateway 1", which is no name for a gateway; write 1 to 63'),
+    (
+        "[gateway]",
+        '[gateway]\ndurability = "replicated" #!',
+        'gateway.durability is "replicated", and log.backend is "segments": there is one copy; write durability = "strict", or backend',
+    ),
+    (
+        'user = "',
+        'durability = "replicated" #!\nuser = "',
+        'connections.shop.durability is "replicated", and log.backend is "segments"',
+    ),
+    (
+        "[gateway]",
+        '[log]\nbackend = "kafak" #!\n[gateway]',
+        'log.backend is "kafak", which is none of segments, kafka; write backend',
+    ),
+    (
+        "[gateway]",
+        "[log]\nbacklog_bytes_max = 2000000 #!\n[gateway]",
+        'log.backlog_bytes_max is set, and log.backend is "segments"; delete backlog_bytes_max: there are no brokers to wait for',
+    ),
+    (
+        "[gateway]",
+        '[kafka] #!\nbootstrap = ["127.0.0.1:9092"]\n[gateway]',
+        '[kafka] stands here, and log.backend is "segments"; write backend = "kafka" below [log], or delete [kafka]',
+    ),
+    (
+        "[gateway]",
+        '[log]\nbackend = "kafka" #!\n[gateway]\nname = "a"',
+        'log.backend is "kafka", and there is no [kafka]; write a table [kafka] with bootstrap',
     ),
     ("[gateway]", '[gateway]\nstatement_text = "none" #!', 'gateway.statement_text is "none", which is none of full, fingerprint;'),
     ("[gateway]", '[gateway]\ntls_certificate = "c.pem" #!', "gateway.tls_certificate is set without tls_key; write tls_key"),
@@ -396,6 +428,177 @@ def test_many_problems_are_cut() -> None:
     found = problems("".join(f"wrong{number} = 1\n" for number in range(1000)))
     assert len(found) == settings.PROBLEMS_MAX + 1
     assert found[-1].endswith("800 more problems; correct these first")
+
+
+# -- the log in Kafka ------------------------------------------------------------------------------------------------------------
+
+KAFKA = GOOD.replace("[gateway]", '[gateway]\nname = "gateway-a"') + (
+    """\
+[log]
+backend = "kafka"
+backlog_bytes_max = 2000000
+stale_seconds_max = 2.5
+[kafka]
+bootstrap = ["kafka-1.example:9093", "[::1]:9094"]
+sasl = "SCRAM-SHA-512"
+user = "warden"
+password = "env:KAFKA_PASSWORD"
+topic_prefix = "audit."
+sessions_partitions = 3
+retention_days = 7
+"""
+)
+BROKERS_PASSWORD = "canary-of-the-brokers-password"
+BOTH = {**ENVIRON, "KAFKA_PASSWORD": BROKERS_PASSWORD}
+
+
+def test_a_log_in_kafka_is_configured() -> None:
+    config = read(KAFKA, environ=BOTH)
+    assert (config.gateway.name, config.log.backend) == ("gateway-a", "kafka")
+    assert (config.log.relay.backlog_bytes_max, config.log.relay.stale_seconds_max) == (2_000_000, 2.5)
+    kafka = config.kafka
+    assert kafka is not None
+    assert kafka.bootstrap == ("kafka-1.example:9093", "[::1]:9094")
+    assert (kafka.tls, kafka.sasl, kafka.user, kafka.topic_prefix) == (True, "SCRAM-SHA-512", "warden", "audit.")
+    assert kafka.password() == BROKERS_PASSWORD
+    assert (kafka.replication, kafka.in_sync_min, kafka.retention_days) == (3, 2, 7)
+    assert kafka.partitions == {**PARTITIONS, "sessions": 3}
+    assert config.warnings == ()
+    assert BROKERS_PASSWORD not in repr(config)
+
+
+def test_a_log_on_this_machine_has_no_brokers() -> None:
+    config = read(GOOD)
+    assert (config.log.backend, config.kafka, config.gateway.name) == ("segments", None, "gateway-1")
+    assert config.log.relay == RelaySettings()
+
+
+# As WRONG, for KAFKA.
+WRONG_OF_KAFKA = [
+    (
+        'name = "gateway-a"\n',
+        "",
+        'gateway.name is missing, and log.backend is "kafka": several gateways write one record; write name',
+    ),
+    ('bootstrap = ["kafka-1.example:9093", "[::1]:9094"]\n', "", "kafka.bootstrap is missing; write bootstrap = "),
+    ('["kafka-1.example:9093", "[::1]:9094"]', "[] #!", 'kafka.bootstrap is empty; write bootstrap = ["HOST:PORT"]'),
+    ('"[::1]:9094"', '"kafka-2.example"', 'kafka.bootstrap[1] is "kafka-2.example"; write a host and a port'),
+    ('"[::1]:9094"', '"::1:9094"', 'kafka.bootstrap[1] is "::1:9094"; write a host and a port'),
+    ('"[::1]:9094"', '"http://kafka:9092"', 'kafka.bootstrap[1] is "http://kafka:9092"; write a host and a port'),
+    ('"[::1]:9094"', '"a:0"', 'kafka.bootstrap[1] is "a:0"; write a host and a port'),
+    ('"[::1]:9094"', "3", "kafka.bootstrap[1] is a number; write text in quotes"),
+    ("[kafka]", "[kafka]\ntls = false #!", "kafka.tls is false, and kafka-1.example is another machine; write tls = true, or add"),
+    (
+        "[kafka]",
+        '[kafka]\nallow_plaintext = true\ntls = false\ncertificate_file = "c.pem" #!',
+        "kafka.certificate_file is set, and tls is false; delete certificate_file, or write tls = true",
+    ),
+    (
+        "[kafka]",
+        '[kafka]\ncertificate_file = "c.pem" #!',
+        "kafka.certificate_file is set without key_file; write key_file, the path",
+    ),
+    (
+        "[kafka]",
+        '[kafka]\nkey_file = "c.pem" #!',
+        "kafka.key_file is set without certificate_file; write certificate_file, the path",
+    ),
+    ("[kafka]", '[kafka]\nca_file = "no.pem" #!', "kafka.ca_file is /nowhere/no.pem, which cannot be read"),
+    ('"SCRAM-SHA-512"', '"SCRAM-SHA-1" #!', 'kafka.sasl is "SCRAM-SHA-1", which is none of PLAIN, SCRAM-SHA-256, SCRAM-SHA-512'),
+    ('user = "warden"\n', "", 'kafka.user is missing, and sasl is "SCRAM-SHA-512"; write user = '),
+    (
+        'password = "env:KAFKA_PASSWORD"\n',
+        "",
+        'kafka.password is missing, and sasl is "SCRAM-SHA-512"; write password = "env:NAME"',
+    ),
+    ('sasl = "SCRAM-SHA-512"\n', "", "kafka.password is set without sasl; write sasl = "),
+    ('sasl = "SCRAM-SHA-512"\n', "", "kafka.user is set without sasl; write sasl = "),
+    ('"env:KAFKA_PASSWORD"', '"hunter2" #!', "kafka.password is a literal, and a secret is never written into this file"),
+    ('"audit."', '"audit/" #!', "kafka.topic_prefix is \"audit/\"; write letters, digits, '.', '_' and '-' only"),
+    ("retention_days = 7", "retention_days = 0 #!", "kafka.retention_days is 0; write a whole number from 1 to 36500"),
+    (
+        "sessions_partitions = 3",
+        "sessions_partitions = 0 #!",
+        "kafka.sessions_partitions is 0; write a whole number from 1 to 1000",
+    ),
+    ("sessions_partitions = 3", "identity_partitions = 3 #!", '[kafka] has no setting "identity_partitions"'),
+    (
+        "[kafka]",
+        "[kafka]\nin_sync_min = 4 #!",
+        "kafka.in_sync_min is 4 and replication 3: nothing could ever be written; write in_sync_min = 2",
+    ),
+    (
+        "[kafka]",
+        "[kafka]\nreplication = 1 #!",
+        "kafka.in_sync_min is 2 and replication 1: nothing could ever be written; write in_sync",
+    ),
+    ("backlog_bytes_max = 2000000", "backlog_bytes_max = 5 #!", "log.backlog_bytes_max is 5; write a whole number from 1048576 to"),
+    ("stale_seconds_max = 2.5", "stale_seconds_max = 0.5 #!", "log.stale_seconds_max is 0.5; write a number from 1 to 3600"),
+    ("stale_seconds_max = 2.5", "stale_seconds_max = nan #!", "log.stale_seconds_max is nan; write a number from 1 to 3600"),
+    (
+        "stale_seconds_max = 2.5",
+        'stale_seconds_max = "2" #!',
+        "log.stale_seconds_max is text; write a number from 1 to 3600, without",
+    ),
+    ("stale_seconds_max = 2.5", "stale_seconds_max = true #!", "log.stale_seconds_max is a boolean; write a number from 1 to 3600"),
+]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"), WRONG_OF_KAFKA, ids=[f"{n}-{said[:40]}" for n, (_, _, said) in enumerate(WRONG_OF_KAFKA)]
+)
+def test_a_wrong_line_about_kafka_is_named_with_its_remedy(old: str, new: str, said: str) -> None:
+    assert KAFKA.count(old) == 1
+    text = KAFKA.replace(old, new)
+    found = problems(text, environ=BOTH)
+    line = f"{text.count(chr(10), 0, text.index('#!')) + 1}: " if "#!" in new else ""
+    assert [problem for problem in found if problem.startswith(line) and said in problem], found
+    assert "hunter2" not in "".join(found)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (
+            "[kafka]",
+            "[kafka]\ntls = false\nallow_plaintext = true",
+            "kafka.tls is false, and kafka-1.example is another machine: the record crosses",
+        ),
+        (
+            "[kafka]",
+            "[kafka]\nin_sync_min = 3",
+            "kafka.in_sync_min is 3, as replication is: nothing can be written while one broker is away",
+        ),
+        (
+            "[kafka]",
+            "[kafka]\nreplication = 1\nin_sync_min = 1",
+            'gateway.durability is "replicated", and kafka.in_sync_min is 1: one broker is enough',
+        ),
+    ],
+)
+def test_what_is_less_than_safe_about_kafka_is_warned_of(old: str, new: str, said: str) -> None:
+    text = KAFKA.replace("[gateway]", '[gateway]\ndurability = "replicated"').replace(old, new)
+    (warning,) = read(text, environ=BOTH).warnings
+    assert said in warning.reason
+
+
+def test_brokers_on_this_machine_need_no_tls() -> None:
+    text = KAFKA.replace("kafka-1.example", "localhost").replace("[kafka]", "[kafka]\ntls = false")
+    config = read(text, environ=BOTH)
+    assert config.warnings == ()
+    assert config.kafka is not None
+    assert config.kafka.tls is False
+
+
+def test_a_client_certificate_for_the_brokers_is_tried(tmp_path: Path) -> None:
+    certificate(tmp_path, "a")
+    certificate(tmp_path, "b")
+    text = KAFKA.replace("[kafka]", '[kafka]\nca_file = "b.pem"\ncertificate_file = "a.pem"\nkey_file = "a.key"')
+    kafka = read(text, tmp_path, BOTH).kafka
+    assert kafka is not None
+    assert (kafka.ca_file, kafka.certificate_file) == (str(tmp_path / "b.pem"), str(tmp_path / "a.pem"))
+    (found,) = problems(text.replace("a.key", "b.key"), tmp_path, BOTH)
+    assert "kafka.certificate_file does not go with key_file: key values mismatch" in found
 
 
 # -- secrets -----------------------------------------------------------------------------------------------------------------------

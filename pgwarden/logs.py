@@ -1,0 +1,49 @@
+"""The log that a configuration asks for, opened; and where a gateway keeps its own part of it."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ingest.log import EventLog, LogUnavailable
+from ingest.log.segments import SegmentLog
+from ingest.settings import LogSettings
+from pgwarden.config import Config
+
+if TYPE_CHECKING:
+    from ingest.log.kafka import KafkaLog
+
+
+async def open_log(config: Config) -> EventLog:
+    """The whole record: the segments of this machine, or what the brokers have. Whoever opens it closes it.
+
+    Raises:
+        LogUnavailable: Kafka does not answer, lets nobody in, or lacks a topic; or its client is not installed here.
+        ValueError: A topic has another number of partitions than the configuration, so that keys would have another place.
+    """
+    if config.kafka is None:
+        return SegmentLog(local_folder(config), LogSettings())
+    return await kafka_log_class().open(config.kafka)
+
+
+def kafka_log_class() -> type[KafkaLog]:
+    """Loaded only where the log is in Kafka: its client alone takes a third of a second, and is no dependency of the others.
+
+    Raises:
+        LogUnavailable: It is not installed; says how to install it.
+    """
+    try:
+        loaded: type[KafkaLog] = importlib.import_module("ingest.log.kafka").KafkaLog
+    except ModuleNotFoundError as error:
+        raise LogUnavailable(str(error)) from error
+    return loaded
+
+
+def local_folder(config: Config) -> Path:
+    """Where the segments of this machine are.
+
+    With Kafka they are a gateway's own: what its relay has still to ship, and a copy of identities and commands. A folder of their
+    own, since the relay must not ship what `pgwarden log copy` copies.
+    """
+    return config.state / ("log" if config.kafka is None else "gateway-log")
