@@ -35,7 +35,7 @@ def kafka_log_class() -> type[KafkaLog]:
     """
     try:
         loaded: type[KafkaLog] = importlib.import_module("ingest.log.kafka").KafkaLog
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         raise LogUnavailable(str(error)) from error
     return loaded
 

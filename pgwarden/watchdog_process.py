@@ -17,11 +17,12 @@ from gateway.settings import GatewaySettings
 from gateway.stamp import watchdog_name
 from gateway.status import serve_status
 from gateway.watchdog import Sight, Watchdog, WatchdogSettings
-from ingest.log import EventLog, LogCorrupt, LogLocked, LogUnavailable
+from ingest.log import LogCorrupt, LogLocked, LogUnavailable
 from ingest.log.segments import SegmentLog
 from ingest.recorder import Recorder
-from ingest.settings import LogSettings, RecorderSettings
+from ingest.settings import RecorderSettings
 from pgwarden.config import Config
+from pgwarden.logs import open_log
 from pgwarden.settings import WATCHDOG_SOCKET_FILE
 from pgwarden.targets import control
 
@@ -39,7 +40,7 @@ def run(config: Config) -> int:
 
 async def _run(config: Config, settings: WatchdogSettings) -> int:
     config.state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    log: EventLog = SegmentLog(config.state / "log", LogSettings())
+    log = await open_log(config)
     if isinstance(log, SegmentLog):
         await log.claim(("observations",))  # a second watchdog on this log ends here
     else:
