@@ -28,7 +28,7 @@ _LOWER: Final = 0.875  # of the bound: below it statements are forwarded again
 class RelayLink:
     """`run` until cancelled, on the recorder's loop. The relay may come, go and hang: what it said last grows old."""
 
-    def __init__(self, path: Path, recorder: Recorder, settings: RelaySettings, report: Callable[[], GatewayReported]) -> None:
+    def __init__(self, path: Path, recorder: Recorder, settings: RelaySettings, report: Callable[[int], GatewayReported]) -> None:
         self._path = path
         self._recorder = recorder
         self._settings = settings
@@ -74,11 +74,11 @@ class RelayLink:
         """Why nobody may be let in: what the brokers hold may not be known here. "" while it is."""
         self._look_at_contacts()
         if not self._contact_mono_us:
-            return f"nothing was heard of the brokers yet{self._trouble()}"
+            return f"nothing was heard of the brokers yet{self.trouble()}"
         seconds = time.monotonic() - self._contact_mono_us / 1e6
         if seconds <= self._settings.stale_seconds_max:
             return ""
-        return f"nothing was heard of the brokers for {seconds:.0f} s{self._trouble()}"
+        return f"nothing was heard of the brokers for {seconds:.0f} s{self.trouble()}"
 
     def facts(self) -> Mapping[str, object]:
         state = self._state
@@ -140,12 +140,12 @@ class RelayLink:
         if waiting > bound or (self._blocked and waiting > bound * _LOWER):
             self._blocked = True
             sentence = f"{waiting} bytes of the record wait for Kafka, and log.backlog_bytes_max is {bound}"
-            self._recorder.block(f"{sentence}{self._trouble()}", full=waiting > bound * _ROOM)
+            self._recorder.block(f"{sentence}{self.trouble()}", full=waiting > bound * _ROOM)
         elif self._blocked:
             self._blocked = False
             self._recorder.block("")
 
-    def _trouble(self) -> str:
+    def trouble(self) -> str:
         if not self._connected:
             return ": the relay does not answer"
         return f": {self._state.error}" if self._state.error else ""
@@ -154,7 +154,7 @@ class RelayLink:
         while True:
             self._report_wanted.clear()
             if writer.transport.get_write_buffer_size() < _UNSENT_BYTES_MAX:
-                writer.write(relay_lines.line(self._report()))
+                writer.write(relay_lines.line(self._report(self._backlog_bytes())))
             await asyncio.sleep(_REPORT_SECONDS_MIN)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.report_ms / 1000):

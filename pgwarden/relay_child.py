@@ -12,7 +12,7 @@ from asyncio.subprocess import DEVNULL, Process
 from pathlib import Path
 from typing import Final
 
-from pgwarden.relay_process import FINISH_SECONDS_MAX, PARENT
+from pgwarden.settings import RELAY_FINISH_SECONDS_MAX, RELAY_PARENT
 
 _RESTART_SECONDS_MIN: Final = 0.1
 _RESTART_SECONDS_MAX: Final = 5.0
@@ -41,7 +41,7 @@ class RelayChild:
                     "-c",
                     str(self._config),
                     stdin=DEVNULL,
-                    env={**os.environ, PARENT: str(os.getpid())},
+                    env={**os.environ, RELAY_PARENT: str(os.getpid())},
                     start_new_session=True,  # Ctrl-C is for the gateway
                 )
                 _log.warning("the relay ended with status %s", await self._process.wait())
@@ -60,7 +60,7 @@ class RelayChild:
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
         try:
-            async with asyncio.timeout(FINISH_SECONDS_MAX + _ENDING_SECONDS):
+            async with asyncio.timeout(RELAY_FINISH_SECONDS_MAX + _ENDING_SECONDS):
                 await process.wait()
         except TimeoutError:
             with contextlib.suppress(ProcessLookupError):

@@ -23,12 +23,10 @@ from ingest.log.segments import SegmentLog
 from ingest.relay import Relay
 from ingest.settings import LogSettings
 from pgwarden.config import Config
-from pgwarden.logs import open_log
+from pgwarden.logs import local_folder, open_log
 from pgwarden.postgres import die_with_parent
-from pgwarden.settings import RELAY_SOCKET_FILE
+from pgwarden.settings import RELAY_FINISH_SECONDS_MAX, RELAY_PARENT, RELAY_SOCKET_FILE
 
-PARENT: Final = "PGWARDEN_RELAY_PARENT"  # the process that this one ends with; unset: nobody
-FINISH_SECONDS_MAX: Final = 5.0  # for what is in the log already to reach the brokers, after the gateway's end
 _STATE_SECONDS: Final = 1.0  # between two lines when nothing happens
 _STATE_SECONDS_MIN: Final = 0.002  # and when much does
 _LOOK_MS_MAX: Final = 5.0  # between two looks for news: at level `replicated` a statement waits for them
@@ -41,7 +39,7 @@ def run(config: Config) -> int:
     if config.kafka is None:
         sys.stderr.write('pgwarden relay: there is nothing to relay: the configuration\'s log.backend is not "kafka"\n')
         return 1
-    if parent := os.environ.get(PARENT):
+    if parent := os.environ.get(RELAY_PARENT):
         die_with_parent(signal.SIGTERM, int(parent))()
     try:
         return uvloop.run(_run(config))
@@ -63,7 +61,7 @@ async def _run(config: Config) -> int:
             raise LogUnavailable(str(error)) from error
 
     listeners = _Listeners()
-    here = SegmentLog(config.state / "log", LogSettings(poll_interval_max_ms=_LOOK_MS_MAX))
+    here = SegmentLog(local_folder(config), LogSettings(poll_interval_max_ms=_LOOK_MS_MAX))
     relay = listeners.relay = Relay(here, connect, config.gateway.name, config.log.relay, listeners.tell)
     server = await listeners.serve(config.state / RELAY_SOCKET_FILE)
     relaying = loop.create_task(relay.run())
@@ -75,7 +73,7 @@ async def _run(config: Config) -> int:
         exit_status = 1
     relaying.cancel()
     await asyncio.wait({relaying})
-    if not exit_status and not await relay.finish(FINISH_SECONDS_MAX):
+    if not exit_status and not await relay.finish(RELAY_FINISH_SECONDS_MAX):
         _log.warning("%d bytes of the record wait on this disk for the brokers", relay.state().backlog_bytes)
     await relay.close()
     server.close()
