@@ -36,7 +36,6 @@ from ingest.settings import LogSettings, RecorderSettings
 from pgwarden import __version__
 from pgwarden.config import Config, ConnectionConfig
 from pgwarden.logs import local_folder
-from pgwarden.logs import local_folder
 from pgwarden.relay_child import RelayChild
 from pgwarden.settings import RELAY_SOCKET_FILE, SOCKET_FILE
 from pgwarden.targets import control, target
