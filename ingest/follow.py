@@ -83,7 +83,13 @@ class Follower:
         places = [(topic, number) for topic in topics for number in range(log.partitions(topic))]
         self.offsets: dict[Partition, int] = {place: offsets.get(place, 0) for place in places}
         self.seen: Seen = dict(seen or {})
-        whole = (place for place, offset in self.offsets.items() if offset == 0 or seen is not None)
+        begins = {place: begin for topic in {topic for topic, _ in places} for place, begin in log.begin_offsets(topic).items()}
+        # What retention took away before anybody read it is no gap.
+        whole = (
+            place
+            for place, offset in self.offsets.items()
+            if (offset > 0 and seen is not None) or (offset == 0 and begins[place] == 0)
+        )
         self._sequences = Sequences(self.seen, whole, on_gap)
         self._subscription = log.assign(dict(self.offsets))
 
