@@ -15,6 +15,15 @@ class AnalyticsSettings:
     threads: int = 1  # DuckDB's own; the gateway needs the cores
     memory_max_mb: int = 512
 
+    # Rebuilding, which has the machine to itself but for the gateway
+    rebuild_alone_records_max: int = 5_000  # a log with fewer is read by this process; starting others takes a second
+    rebuild_workers: int = 2  # processes that decode and stage, while this one merges
+    rebuild_chunk_records: int = 2_000  # staged by one worker at a time, or what one poll() of the log brings, if less
+    rebuild_chunks_ahead: int = 16  # read and not merged: 4 MB of log each, and as much in files
+    rebuild_batch_events: int = 1_000_000  # in one transaction; many row groups (122,880 rows) go to the file at once, past the WAL
+    rebuild_threads: int = 2
+    rebuild_memory_max_mb: int = 2_048
+
     # Enforcement
     tick_interval_ms: int = 100  # expiries are found this late at most
     orders_pending_max: int = 100_000  # one a live session; beyond it the runner stops with an error

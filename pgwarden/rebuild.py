@@ -7,20 +7,16 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import Final
 
-from analytics.projections.schema import TABLES
-from analytics.rebuild import Rebuilt, rebuild
+from analytics.rebuild import Rebuilt, WorkerDied, rebuild
 from analytics.settings import AnalyticsSettings
-from analytics.store import Store, TablesBroken, TablesBusy
+from analytics.store import Store, Sum, TablesBroken, TablesBusy
 from ingest.log import LogCorrupt, LogUnavailable
 from ingest.log.segments import SegmentLog
 from ingest.settings import LogSettings
 from pgwarden.config import Config
 from pgwarden.tables import Column, table, width
-
-SECONDS_MAX: Final = 3600.0  # of one table's sum
 
 _HEADS: Final = (
     Column("TABLE", "name"),
@@ -28,14 +24,6 @@ _HEADS: Final = (
     Column("CHECKSUM", "checksum"),
     Column("BEFORE", "before", flexible=True),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Sum:
-    """Of one table; equal contents give equal sums, in whatever order the rows lie."""
-
-    rows: int
-    checksum: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +39,8 @@ def run(config: Config, as_json: bool) -> int:
     try:
         old = _tables(settings) if (settings.directory / "tables.duckdb").exists() else None
         rebuilt = asyncio.run(_rebuilt(config, settings))
-        new = _tables(settings)
-    except (TablesBusy, TablesBroken, LogCorrupt, LogUnavailable, OSError, MemoryError) as error:
+        new = Tables(rebuilt.sums, rebuilt.offsets, "")
+    except (TablesBusy, TablesBroken, LogCorrupt, LogUnavailable, OSError, MemoryError, WorkerDied) as error:
         sentence = f"the tables were not rebuilt: {error}"
         print(json.dumps({"error": sentence}) if as_json else f"pgwarden rebuild: {sentence}", file=None if as_json else sys.stderr)
         return 1
@@ -71,17 +59,9 @@ async def _rebuilt(config: Config, settings: AnalyticsSettings) -> Rebuilt:
 def _tables(settings: AnalyticsSettings) -> Tables:
     store = Store.open(settings)
     try:
-        sums = {name: _sum(store, name) for name in sorted(TABLES)}
-        return Tables(sums, store.offsets(), store.notice)
+        return Tables(store.sums(), store.offsets(), store.notice)
     finally:
         store.close()
-
-
-def _sum(store: Store, name: str) -> Sum:
-    question = """select count(*), sum(md5_number_lower(line)::hugeint), sum(md5_number_upper(line)::hugeint)
-        from (select to_json(t)::varchar as line from $table t)"""
-    (row,) = store.read(question.replace("$table", name), {}, SECONDS_MAX).rows
-    return Sum(int(str(row[0])), sha256(" ".join(map(str, row)).encode()).hexdigest()[:16])
 
 
 def _print(old: Tables | None, new: Tables, rebuilt: Rebuilt, as_json: bool) -> None:

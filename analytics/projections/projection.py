@@ -7,7 +7,7 @@ from typing import Final, TypeAlias
 from ingest.events import Frame, Stamp, Topic
 from ingest.log import Record
 
-Cell: TypeAlias = str | int | tuple[str, ...] | tuple[str | None, ...] | tuple[int | str, ...] | None
+Cell: TypeAlias = str | int | tuple[str | int | None, ...] | None
 Row: TypeAlias = Mapping[str, Cell]
 Staged: TypeAlias = tuple[str, Row]
 """The stage that the row is for, and the row."""
