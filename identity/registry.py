@@ -449,7 +449,7 @@ class Registry:
     def _revoked(self, issuer: str, subject: str, on_behalf_of: str, groups: frozenset[str], known_us: int) -> Ending | None:
         """What of these is revoked now, or was after `known_us`."""
         everything = self._everything
-        if everything is not None and (everything.standing or everything.revoked_at_us > known_us):
+        if everything is not None and everything.revoked_at_us > known_us:
             return Ending("all revoked", everything.revoked_at_us, _said("everything", everything))
         if self._subjects:
             for name in (subject, on_behalf_of):
@@ -486,6 +486,8 @@ class Registry:
             return Ending("agent retired", standing.state_at_us, f"agent {agent} was retired: {standing.state_reason}")
         if standing.state == "revoked":
             return Ending("agent revoked", standing.state_at_us, f"agent {agent} is revoked: {standing.state_reason}")
+        if self._everything is not None and self._everything.standing:
+            return Ending("all revoked", self._everything.revoked_at_us, _said("everything", self._everything))
         return None
 
 

@@ -7,9 +7,9 @@ import errno
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
@@ -35,6 +35,14 @@ from ingest.settings import LogSettings, RecorderSettings
 
 ALICE, ALICE_SHA256 = create_operator_key()
 BOB, BOB_SHA256 = create_operator_key()
+NARROW: dict[str, object] = {
+    "connection": "shop",
+    "rules": [{"schema": "public", "tables": ["orders"], "operations": ["select"]}],
+}
+WIDE: dict[str, object] = {
+    "connection": "shop",
+    "rules": [{"schema": "public", "tables": ["*"], "operations": ["select", "insert"]}],
+}
 SCOPE: dict[str, object] = {"connection": "shop", "rules": [{"schema": "public", "tables": ["orders"], "operations": ["select"]}]}
 PATIENT = Settings()
 HASTY = Settings(record_seconds_max=0.2)
@@ -57,6 +65,25 @@ async def no_tokens(token: str, now_us: int) -> OperatorClaims | Refusal:
 
 
 @dataclass
+class Gateways:
+    """What the gateways know, and whose the sessions are that the tables know."""
+
+    knows: dict[str, int] = field(default_factory=dict)  # gateway -> newest identity event; one that is not here knows all
+    agents: dict[str, str] = field(default_factory=dict)
+    asked: list[int] = field(default_factory=list)
+    follow: bool = False  # all know it by the third look
+
+    async def applied(self, at_us: int) -> Sequence[str]:
+        self.asked.append(at_us)
+        if self.follow and len(self.asked) >= 3:
+            self.knows = dict.fromkeys(self.knows, at_us)
+        return [gateway for gateway, known_us in self.knows.items() if known_us < at_us]
+
+    async def agent_of(self, session: str) -> str:
+        return self.agents.get(session, "")
+
+
+@dataclass
 class House:
     directory: Path
     log: SegmentLog
@@ -65,6 +92,7 @@ class House:
     disk: BreakableDisk
     app: FastAPI
     client: httpx.AsyncClient
+    gateways: Gateways
 
     async def post(
         self, path: str, body: object = None, *, by: str = ALICE, key: str = "", headers: dict[str, str] | None = None
@@ -81,8 +109,8 @@ class House:
         assert answer.status_code == 201, answer.text
         return answer.json()
 
-    async def grant(self, agent: str = "reporter", *, by: str = ALICE) -> str:
-        answer = await self.post("/v1/grants", {"agent": agent, "scope": SCOPE, "seconds": 60, "reason": "work"}, by=by)
+    async def grant(self, agent: str = "reporter", *, by: str = ALICE, scope: dict[str, object] = SCOPE) -> str:
+        answer = await self.post("/v1/grants", {"agent": agent, "scope": scope, "seconds": 60, "reason": "work"}, by=by)
         assert answer.status_code == 201, answer.text
         return str(answer.json()["grant"])
 
@@ -121,9 +149,10 @@ async def house(directory: Path, boot: int = 1, settings: Settings = PATIENT, fa
         return await operators.authenticate(authorization, peer, now_us())
 
     app = FastAPI()
-    app.include_router(router(registrar, authenticate))
+    gateways = Gateways()
+    app.include_router(router(registrar, authenticate, gateways.applied, gateways.agent_of))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client:
-        yield House(directory, log, recorder, registry, disk, app, client)
+        yield House(directory, log, recorder, registry, disk, app, client, gateways)
     disk.full = False
     await recorder.close()
     await log.close()
@@ -202,6 +231,107 @@ async def test_a_denied_grant_says_who_denied_it_and_why(api: House) -> None:
     answer = await api.post(f"/v1/grants/{grant}/deny", {"reason": "too wide"}, by=BOB)
     assert (answer.status_code, answer.json()["state"], answer.json()["reason"]) == (200, "denied", "too wide")
     assert api.registry.grants[grant].ended_by == "bob"
+
+
+# -- more than one agent, and less -------------------------------------------------------------------------------------------------
+
+
+async def test_a_revoked_subject_is_recorded_by_its_issuers_url_and_can_be_reinstated(api: House) -> None:
+    body = {"issuer": "keycloak", "subject": "ada"}
+    revoked = (await api.post("/v1/subjects/revoke", body | {"reason": "left"}, by=BOB)).json()
+    assert (revoked["issuer"], revoked["subject"], revoked["state"]) == ("https://idp.example", "ada", "revoked")
+    reinstated = (await api.post("/v1/subjects/reinstate", body)).json()
+    assert reinstated["state"] == "active"
+    events = await api.events()
+    assert [type(event).__name__ for event in events] == ["SubjectRevoked", "SubjectReinstated"]
+    assert [event.operator for event in events] == ["bob", "alice"]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "error"),
+    [
+        ("/v1/subjects/revoke", {"issuer": "keyclaok", "subject": "ada", "reason": "x"}, 422, "is not configured; configured are"),
+        ("/v1/subjects/revoke", {"issuer": "", "subject": "key:1", "reason": "x"}, 422, "is not configured"),
+        ("/v1/subjects/revoke", {"issuer": "keycloak", "subject": "", "reason": "x"}, 422, "subject: missing"),
+        ("/v1/groups/revoke", {"issuer": "keycloak", "group": "g" * 513, "reason": "x"}, 422, "at most 512 characters"),
+        ("/v1/groups/revoke", {"issuer": "keycloak", "group": "g", "reason": " "}, 422, "reason: missing"),
+        ("/v1/groups/reinstate", {"issuer": "keycloak", "group": "g"}, 409, "is not revoked; there is nothing to reinstate"),
+        ("/v1/subjects/reinstate", {"issuer": "keycloak", "subject": "s"}, 409, "is not revoked; there is nothing to reinstate"),
+        ("/v1/all/reinstate", {}, 409, "what is revoked one by one is reinstated one by one"),
+        ("/v1/all/revoke", {}, 422, "reason: Field required"),
+        ("/v1/sessions/s-1/revoke", {"reason": "odd"}, 404, "write whose it is as agent"),
+        ("/v1/sessions/s-1/revoke", {"reason": "odd", "agent": "ghost"}, 404, "is not registered"),
+        ("/v1/sessions/known/revoke", {"reason": "odd", "agent": "ghost"}, 422, "another agent's"),
+    ],
+)
+async def test_a_revocation_that_would_stop_nobody_is_refused_with_a_remedy(
+    api: House, path: str, body: object, status: int, error: str
+) -> None:
+    api.gateways.agents["known"] = "reporter"
+    answer = await api.post(path, body)
+    assert (answer.status_code, error in answer.json()["error"]) == (status, True), answer.text
+    assert await api.events() == []
+
+
+async def test_whose_a_session_is_need_not_be_said_where_the_tables_know_it(api: House) -> None:
+    await api.agent()
+    api.gateways.agents["s-1"] = "reporter"
+    answer = (await api.post("/v1/sessions/s-1/revoke", {"reason": "odd"})).json()
+    assert (answer["session"], answer["agent"], answer["state"]) == ("s-1", "reporter", "revoked")
+
+
+async def test_a_grant_is_narrowed_to_a_part_of_itself_and_never_widened(api: House) -> None:
+    await api.agent()
+    grant = await api.grant(scope=WIDE)
+    assert (await api.post(f"/v1/grants/{grant}/narrow", {"scope": NARROW, "reason": "less"})).status_code == 409
+    await api.post(f"/v1/grants/{grant}/approve", by=BOB)
+    answer = await api.post(f"/v1/grants/{grant}/narrow", {"scope": NARROW, "reason": "less"})
+    assert (answer.status_code, answer.json()["narrowed_at"] > "2026", answer.json()["applied"]) == (200, True, True)
+    assert api.registry.grants[grant].scope.rules[0].tables == ("orders",)
+    wider = await api.post(f"/v1/grants/{grant}/narrow", {"scope": WIDE, "reason": "more"})
+    assert wider.status_code == 422
+    assert len(wider.json()["problems"]) == 2
+    same = await api.post(f"/v1/grants/{grant}/narrow", {"scope": NARROW, "reason": "again"})
+    assert (same.status_code, "nothing to narrow" in same.json()["error"]) == (409, True)
+
+
+async def test_the_times_of_all_events_rise_even_where_many_come_at_once(api: House) -> None:
+    await asyncio.gather(*(api.agent(f"agent-{number}") for number in range(20)))
+    await asyncio.gather(
+        *(api.post("/v1/all/revoke", {"reason": "x"}) for _ in range(5)),
+        *(api.post("/v1/groups/revoke", {"issuer": "keycloak", "group": f"g-{n}", "reason": "x"}) for n in range(5)),
+    )
+    times = [event.at_us for event in await api.events()]  # type: ignore[union-attr]
+    assert times == sorted(set(times))
+
+
+# -- who knows of it ---------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_revocation_is_answered_once_every_gateway_acts_on_it(api: House) -> None:
+    await api.agent()
+    api.gateways.knows = {"gateway-1": 0, "gateway-2": 0}
+    api.gateways.follow = True
+    answer = (await api.post("/v1/agents/reporter/revoke", {"reason": "odd"})).json()
+    assert (answer["applied"], answer["waiting_for"], len(api.gateways.asked)) == (True, [], 3)
+    revoked = (await api.events())[-1]
+    assert set(api.gateways.asked) == {revoked.at_us}  # type: ignore[union-attr]
+
+
+async def test_a_gateway_that_does_not_follow_is_named_after_a_second(api: House) -> None:
+    api.gateways.knows = {"gateway-2": 1, "gateway-1": 1, "gateway-3": 2**62}
+    began = time.monotonic()
+    answer = (await api.post("/v1/all/revoke", {"reason": "attack"})).json()
+    assert (answer["applied"], answer["waiting_for"]) == (False, ["gateway-1", "gateway-2"])
+    assert 0.9 < time.monotonic() - began < 3
+    assert len(api.gateways.asked) < 12
+
+
+async def test_what_takes_nothing_away_waits_for_nobody(api: House) -> None:
+    api.gateways.knows = {"gateway-1": 1}
+    await api.agent()
+    assert "applied" not in (await api.post("/v1/agents/reporter/key")).json()
+    assert api.gateways.asked == []
 
 
 # -- keys --------------------------------------------------------------------------------------------------------------------------
@@ -302,6 +432,14 @@ ROUTES: dict[str, object] = {
     "/v1/grants/{grant}/approve": None,
     "/v1/grants/{grant}/deny": {"reason": "no"},
     "/v1/grants/{grant}/revoke": {"reason": "no"},
+    "/v1/grants/{grant}/narrow": {"scope": NARROW, "reason": "less"},
+    "/v1/sessions/{session}/revoke": {"reason": "odd", "agent": "reporter"},
+    "/v1/subjects/revoke": {"issuer": "keycloak", "subject": "ada", "reason": "left"},
+    "/v1/subjects/reinstate": {"issuer": "keycloak", "subject": "ada", "reason": "back"},
+    "/v1/groups/revoke": {"issuer": "keycloak", "group": "contractors", "reason": "leak"},
+    "/v1/groups/reinstate": {"issuer": "keycloak", "group": "contractors"},
+    "/v1/all/revoke": {"reason": "attack"},
+    "/v1/all/reinstate": {"reason": "over"},
 }
 AGENT_KEY = agent_keys.create()[0]
 WRONG: dict[str, dict[str, str]] = {
@@ -342,7 +480,7 @@ async def test_no_route_does_anything_for_a_wrong_credential(api: House, credent
     await api.post("/v1/agents/reporter/revoke", {"reason": "odd"})
     before = await api.events()
     for path, body in ROUTES.items():
-        url = path.format(agent="reporter", grant=grant)
+        url = path.format(agent="reporter", grant=grant, session="s-1")
         answer = await api.client.post(url, json=body, headers=WRONG[credential])
         assert (answer.status_code, answer.headers["www-authenticate"]) == (401, 'Bearer realm="pgwarden"'), url
         assert set(answer.json()) == {"error"}
@@ -352,11 +490,14 @@ async def test_no_route_does_anything_for_a_wrong_credential(api: House, credent
 @pytest.mark.parametrize("path", ROUTES)
 async def test_every_route_does_its_work_for_an_operator(api: House, path: str) -> None:
     await api.agent()
-    grant = await api.grant(by=ALICE)
+    grant = await api.grant(by=ALICE, scope=WIDE)
     if path.endswith("reinstate"):
-        await api.post("/v1/agents/reporter/revoke", {"reason": "odd"})
+        undone = path.replace("reinstate", "revoke")
+        assert (await api.post(undone.format(agent="reporter"), ROUTES[undone])).status_code == 200
+    if path.endswith("narrow"):
+        await api.post(f"/v1/grants/{grant}/approve", by=BOB)
     before = len(await api.events())
-    answer = await api.post(path.format(agent="reporter", grant=grant), ROUTES[path], by=BOB)
+    answer = await api.post(path.format(agent="reporter", grant=grant, session="s-1"), ROUTES[path], by=BOB)
     assert answer.status_code in (200, 201), answer.text
     assert len(await api.events()) == before + 1
 

@@ -7,8 +7,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from identity.scope import Allow, Authority, Decision, Deny, LiveGrant, decide
+from identity.scope import Allow, Authority, Decision, Deny, LiveGrant, beyond, decide
 from ingest import sql
 from ingest.events import Rule, Scope
 
@@ -259,3 +261,86 @@ def test_a_rule_stays_short_however_many_relations_a_statement_has() -> None:
     decision = only(text, authority(scope(Rule("public", ("*",), ("select",)))))
     assert isinstance(decision, Allow)
     assert decision.rule.endswith("; 92 more")
+
+
+# -- a part of a scope -------------------------------------------------------------------------------------------------------------
+
+TABLES = ("orders", "lines", "other")  # the last is named by no rule
+PARTS = st.builds(
+    Scope,
+    st.just("shop"),
+    st.lists(
+        st.builds(
+            Rule,
+            st.sampled_from(["public", "app"]),
+            st.lists(st.sampled_from(["orders", "lines", "*"]), min_size=1, unique=True).map(tuple),
+            st.lists(st.sampled_from(["select", "insert", "delete"]), min_size=1, unique=True).map(tuple),
+        ),
+        max_size=3,
+    ).map(tuple),
+    st.lists(st.sampled_from(["public.f", "public.g"]), unique=True).map(tuple),
+    st.lists(st.sampled_from(["a", "b"]), unique=True).map(tuple),
+    st.booleans(),
+)
+PROBES = [
+    *(
+        text.replace("TABLE", f"{schema}.{table}")
+        for text in ("SELECT * FROM TABLE", "INSERT INTO TABLE VALUES (1)", "DELETE FROM TABLE", "SELECT NULL::TABLE")
+        for schema in ("public", "app")
+        for table in TABLES
+    ),
+    "SELECT public.f(1)",
+    "SELECT public.g(1)",
+    "LISTEN a",
+    "LISTEN b",
+    "SELECT relname FROM pg_catalog.pg_class",
+]
+
+
+@settings(max_examples=300, deadline=None)
+@given(PARTS, PARTS)
+def test_a_scope_is_part_of_another_exactly_where_every_statement_that_it_allows_is_allowed_by_the_other(
+    wider: Scope, narrower: Scope
+) -> None:
+    def allowed(of: Scope) -> set[str]:
+        return {text for text in PROBES if isinstance(only(text, authority(of)), Allow)}
+
+    assert (list(beyond(wider, narrower)) == []) == (allowed(narrower) <= allowed(wider))
+
+
+@pytest.mark.parametrize(
+    ("wider", "narrower", "outside"),
+    [
+        ([("public", "*", "select insert")], [("public", "orders lines", "select")], []),
+        ([("public", "orders lines", "select")], [("public", "*", "select")], ["select on public.*"]),
+        ([("public", "orders", "select")], [("public", "orders", "select delete")], ["delete on public.orders"]),
+        ([("public", "orders", "select"), ("public", "*", "insert")], [("public", "orders", "insert select")], []),
+        (
+            [("public", "orders", "select"), ("public", "lines", "insert")],
+            [("public", "lines", "select")],
+            ["select on public.lines"],
+        ),
+        ([("public", "*", "select")], [("app", "orders", "select")], ["select on app.orders"]),
+        ([("public", "orders", "select")], [("public", "lines", "")], ["public.lines"]),
+        ([("public", "orders", "select")], [], []),
+    ],
+)
+def test_what_lies_outside_a_scope_is_named(
+    wider: list[tuple[str, str, str]], narrower: list[tuple[str, str, str]], outside: list[str]
+) -> None:
+    def of(lines: list[tuple[str, str, str]]) -> Scope:
+        return scope(*(Rule(schema, tuple(tables.split()), tuple(operations.split())) for schema, tables, operations in lines))
+
+    assert list(beyond(of(wider), of(narrower))) == outside
+
+
+def test_functions_channels_introspection_and_the_connection_are_parts_of_a_scope_too() -> None:
+    wider = Scope("shop", (), ("public.f",), ("a",), introspection=False)
+    narrower = Scope("other", (), ("public.f", "public.g"), ("a", "b"), introspection=True)
+    assert list(beyond(wider, narrower)) == ["connection other", "function public.g", "channel b", "introspection"]
+
+
+def test_scopes_as_large_as_a_body_can_hold_are_compared_at_once() -> None:
+    tables = tuple(f"t{n}" for n in range(1000))
+    wide = scope(*(Rule("public", tables, ("select", "insert")) for _ in range(100)))
+    assert list(beyond(wide, scope(*(Rule("public", tables, ("select",)) for _ in range(20))))) == []
