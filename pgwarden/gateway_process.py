@@ -106,8 +106,10 @@ async def _run(config: Config) -> int:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):  # before the first session: from here on nothing ends without its record
         loop.add_signal_handler(number, stop.set)
-    port = gateway.listen()
+    port = gateway.bind()
     await gateway.started(recoveries)
+    await gateway.recover(log, config.state / BOOKMARK_FILE)
+    gateway.listen()
     status = await serve_status(config.state / SOCKET_FILE, lambda: _status(settings, boot, gateway, link))
     _log.info("listening on %s:%s", settings.listen_host, port)
     gc.collect()
