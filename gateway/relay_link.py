@@ -18,7 +18,7 @@ from ingest.settings import RelaySettings
 
 _RECONNECT_SECONDS: Final = 0.05
 _LOOK_SECONDS: Final = 0.25  # between two looks at what grows while the relay says nothing
-_REPORT_SECONDS_MIN: Final = 0.02  # between two reports, however fast identities change
+_REPORT_SECONDS_MIN: Final = 0.02  # between two reports, however fast identities change: somebody may wait for this word
 _UNSENT_BYTES_MAX: Final = 64 * 1024  # of reports that the relay does not take
 _CONTACTS_MAX: Final = 256  # that wait for the gateway to read what was mirrored; more is a gateway that reads nothing
 _ROOM: Final = 1.25  # of the bound: beyond it statements are refused, and in the rest sessions record their end
@@ -28,17 +28,25 @@ _LOWER: Final = 0.875  # of the bound: below it statements are forwarded again
 class RelayLink:
     """`run` until cancelled, on the recorder's loop. The relay may come, go and hang: what it said last grows old."""
 
-    def __init__(self, path: Path, recorder: Recorder, settings: RelaySettings, report: Callable[[int], GatewayReported]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        recorder: Recorder,
+        settings: RelaySettings,
+        report: Callable[[int], GatewayReported],
+        identity_at_us: Callable[[], int],
+    ) -> None:
+        """`report` is asked with the backlog's bytes; also whenever `identity_at_us` has changed."""
         self._path = path
         self._recorder = recorder
         self._settings = settings
         self._report = report
+        self._identity_at_us = identity_at_us
         self._state = RelayState(0)
         self._written_bytes = 0  # by the recorder, when the relay said so
         self._contacts: deque[tuple[int, int]] = deque(maxlen=_CONTACTS_MAX)
         self._contact_mono_us = 0  # of which the gateway has read all
         self._blocked = False
-        self._report_wanted = asyncio.Event()
         self._heard = asyncio.Event()
         self._connected = False
         self.identity_offset: Callable[[], int] | None = None
@@ -65,10 +73,6 @@ class RelayLink:
         except TimeoutError:
             return False
         return True
-
-    def identity_changed(self) -> None:
-        """The gateway acts on a newer identity: somebody may be waiting for that word."""
-        self._report_wanted.set()
 
     def why_stale(self) -> str:
         """Why nobody may be let in: what the brokers hold may not be known here. "" while it is."""
@@ -151,11 +155,11 @@ class RelayLink:
         return f": {self._state.error}" if self._state.error else ""
 
     async def _send_reports(self, writer: asyncio.StreamWriter) -> None:
+        told_us, due = -1, 0.0
         while True:
-            self._report_wanted.clear()
-            if writer.transport.get_write_buffer_size() < _UNSENT_BYTES_MAX:
-                writer.write(relay_lines.line(self._report(self._backlog_bytes())))
+            identity_at_us = self._identity_at_us()
+            if identity_at_us != told_us or time.monotonic() >= due:
+                told_us, due = identity_at_us, time.monotonic() + self._settings.report_ms / 1000
+                if writer.transport.get_write_buffer_size() < _UNSENT_BYTES_MAX:
+                    writer.write(relay_lines.line(self._report(self._backlog_bytes())))
             await asyncio.sleep(_REPORT_SECONDS_MIN)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._settings.report_ms / 1000):
-                    await self._report_wanted.wait()

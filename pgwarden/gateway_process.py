@@ -37,7 +37,7 @@ from pgwarden import __version__
 from pgwarden.config import Config, ConnectionConfig
 from pgwarden.logs import local_folder
 from pgwarden.relay_child import RelayChild
-from pgwarden.settings import RELAY_SOCKET_FILE, SOCKET_FILE
+from pgwarden.settings import BOOKMARK_FILE, RELAY_SOCKET_FILE, SOCKET_FILE
 from pgwarden.targets import control, target
 from pgwarden.tls import self_signed
 
@@ -84,7 +84,8 @@ async def _run(config: Config) -> int:
     child = RelayChild(config.path)
     relaying: list[asyncio.Task[None]] = []
     if config.kafka is not None:
-        link = RelayLink(config.state / RELAY_SOCKET_FILE, recorder, config.log.relay, gateway.report)
+        path = config.state / RELAY_SOCKET_FILE
+        link = RelayLink(path, recorder, config.log.relay, gateway.report, lambda: gateway.identity_at_us)
         gateway.why_stale = link.why_stale
         relaying = [loop.create_task(child.keep()), loop.create_task(link.run())]
         if not await link.mirrored(config.log.relay.stale_seconds_max):
@@ -93,12 +94,7 @@ async def _run(config: Config) -> int:
     def ordered(order: SessionEndOrdered) -> None:
         gateway.ordered(order)
 
-    def changed(agent: str, at_us: int) -> None:
-        gateway.identity_changed(agent, at_us)
-        if link is not None:
-            link.identity_changed()
-
-    directory = Directory(log, registry, changed, ordered)
+    directory = Directory(log, registry, gateway.identity_changed, ordered)
     await directory.catch_up()
     if link is not None:
         link.identity_offset = lambda: directory.identity_offset
