@@ -303,6 +303,7 @@ class Enforcer:
                 async with share.lock:
                     try:
                         await self._read(share, end)
+                        share.error = ""
                     except (LogUnavailable, Unreadable) as error:
                         share.error = str(error)
             before = self._log.end_offsets(TOPIC)
@@ -318,6 +319,7 @@ class Enforcer:
                 await self._read(share, end)
                 while share.next < share.handed:
                     await self._read(share, share.handed)
+                share.error = ""
             except (LogUnavailable, Unreadable) as error:
                 # What was read of it stays in the state; the next attempt goes on behind it, on a state that knows it.
                 share.error = str(error)
