@@ -6,6 +6,7 @@ Only a process that is configured for Kafka imports this file and `kafka.py`: ka
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -18,11 +19,15 @@ from ingest.settings import KafkaSettings
 try:
     import crc32c  # kafka-python has one of its own, in Python: 36 us for each 400 bytes instead of 0.04
     import kafka
-    from kafka.errors import AuthorizationError, KafkaError, SaslAuthenticationFailedError
+    from kafka.errors import AuthorizationError, KafkaConnectionError, KafkaError, SaslAuthenticationFailedError
     from kafka.net.compat import KafkaNetClient
+    from kafka.net.inet import KafkaNetSocket
+    from kafka.net.manager import KafkaConnectionManager
     from kafka.net.sasl import register_sasl_mechanism
     from kafka.net.sasl.plain import SaslMechanismPlain
     from kafka.net.sasl.scram import SaslMechanismScram
+    from kafka.net.selector import NetworkSelector
+    from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
 except ImportError as error:
     raise ImportError(f"{INSTALL} ({error.name} is missing)", name=error.name) from error
 
@@ -44,7 +49,10 @@ def connected(
     made: list[KafkaNetClient] = []
 
     def network(**given: object) -> KafkaNetClient:
-        made.append(KafkaNetClient(**given))
+        selector = NetworkSelector(**given)
+        setup_ms = round(answer_seconds * 1000)
+        times = {"socket_connection_setup_timeout_ms": setup_ms, "socket_connection_setup_timeout_max_ms": setup_ms}
+        made.append(KafkaNetClient(net=selector, manager=_Connections(selector, **given, **times), **given))
         return made[-1]
 
     told = {
@@ -74,6 +82,46 @@ def connected(
 def refused(error: BaseException) -> bool:
     """Whether a client that met this error keeps to it, though a new one may do better."""
     return isinstance(error, (SaslAuthenticationFailedError, AuthorizationError))
+
+
+class _Connections(KafkaConnectionManager):  # type: ignore[misc]
+    """kafka-python's own leaves the socket of a failed attempt open, and waits without an end for the answer to a TLS greeting."""
+
+    async def _build_transport(self, node: object, timeout_at: float | None = None) -> KafkaTCPTransport:
+        host, port = str(getattr(node, "host", "")), int(getattr(node, "port", 0))
+        problem: Exception = KafkaConnectionError(f"{host} has no address")
+        for family, kind, protocol, _, address in KafkaNetSocket().dns_lookup(host, port):
+            connection = socket.socket(family, kind, protocol)
+            try:
+                connection.setblocking(False)
+                for option in self.config["socket_options"]:
+                    connection.setsockopt(*option)
+                await KafkaNetSocket().sock_connect(self._net, connection, address, timeout_at=timeout_at)
+                return await self._greeted(connection, host, timeout_at)
+            except (KafkaError, OSError, ValueError) as error:  # ssl.SSLError is an OSError
+                connection.close()
+                problem = error if isinstance(error, KafkaConnectionError) else KafkaConnectionError(f"Handshake failed: {error}")
+            except BaseException:  # the client is closed meanwhile
+                connection.close()
+                raise
+        raise problem
+
+    async def _greeted(self, connection: socket.socket, host: str, timeout_at: float | None) -> KafkaTCPTransport:
+        if not self.ssl_enabled:
+            return KafkaTCPTransport(self._net, connection, host=host)
+        transport = KafkaSSLTransport(self._net, connection, host=host, ssl_context=self.config["ssl_context"])
+        own = transport._sock
+        # The handshake then meets an end of the stream, and fails.
+        over = self._net.call_at(timeout_at, lambda: own.shutdown(socket.SHUT_RDWR)) if timeout_at is not None else None
+        try:
+            await transport.handshake()
+        except BaseException:
+            own.close()
+            raise
+        finally:
+            if over is not None:
+                self._net.cancel(over)
+        return transport
 
 
 class _Plain(SaslMechanismPlain):  # type: ignore[misc]

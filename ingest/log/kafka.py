@@ -20,14 +20,18 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, TypeAlias
 
-from kafka import ConsumerRebalanceListener, KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
-from kafka.coordinator.assignors.range import RangePartitionAssignor
-from kafka.errors import CorruptRecordError, KafkaError, LogTruncationError, OffsetOutOfRangeError
-
 from ingest.log import Entry, LogCorrupt, LogUnavailable, Partition, Position, Record
 from ingest.log.brokers import connected, refused
+from ingest.log.kafka_client import INSTALL
 from ingest.log.partitioner import partition
 from ingest.settings import KafkaSettings
+
+try:
+    from kafka import ConsumerRebalanceListener, KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
+    from kafka.coordinator.assignors.range import RangePartitionAssignor
+    from kafka.errors import CorruptRecordError, KafkaError, LogTruncationError, OffsetOutOfRangeError
+except ImportError as error:
+    raise ImportError(INSTALL) from error
 
 _OVERHEAD_BYTES: Final = 1024  # of a batch around one record, generously; and of a request around its batches
 _REQUEST_BYTES_MAX: Final = 8 * 2**20  # several partitions' batches together
