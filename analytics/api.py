@@ -207,7 +207,7 @@ async def _health(queries: Queries, gateways: _Gateways, lag: Lag) -> dict[str, 
                 "boot": status.get("boot"),
                 "pid": status.get("pid"),
                 "started_at": _at(status.get("started_us")),
-                "sessions": len(_dicts(status.get("sessions"))),
+                "sessions": sessions if isinstance(sessions := status.get("sessions"), int) else len(_dicts(sessions)),
                 "counters": status.get("counters"),
                 "log": _recording([log]) if isinstance(log, Mapping) else None,
             }
@@ -232,6 +232,7 @@ async def _health(queries: Queries, gateways: _Gateways, lag: Lag) -> dict[str, 
         "gateways": shown,
         "projection": {"lag_records": lag.records, "lag_us": int(lag.seconds * 1_000_000), "error": lag.projection_error},
         "enforcement": {
+            "by": "this API" if lag.enforcing else "workers",
             "lag_records": lag.enforcement_records,
             "orders_pending": lag.orders_pending,
             "live_sessions": lag.live_sessions,
@@ -249,6 +250,7 @@ def _recording(logs: Sequence[Mapping[str, object]]) -> dict[str, object]:
         "reason": str(broken[0].get("reason", "")) if broken else "",
         "refused": sum(_int(log.get("refused")) for log in logs),
         "pending_bytes": sum(_int(log.get("pending_bytes")) for log in logs),
+        "backlog_bytes": sum(_int(log.get("backlog_bytes")) for log in logs),
     }
 
 

@@ -40,17 +40,20 @@ from identity.registry import Registry
 from identity.settings import loopback
 from ingest.events import IdentityEvent, SessionEndOrdered
 from ingest.follow import Follower
-from ingest.log import EventLog, LogCorrupt, LogLocked, LogUnavailable
+from ingest.log import EventLog, LogCorrupt, LogLocked, LogUnavailable, Partition
 from ingest.log.segments import SegmentLog
 from ingest.recorder import Recorder
-from ingest.settings import LogSettings, RecorderSettings
+from ingest.settings import RecorderSettings
 from pgwarden import first_agents
 from pgwarden.config import ApiConfig, Config
+from pgwarden.gateways import Reports
+from pgwarden.logs import open_log
 from pgwarden.settings import SOCKET_FILE
 
 WRITER: Final = "api"
 WRITTEN: Final = ("identity", "commands", "findings")
 FIRST_AGENTS_RETRY_SECONDS: Final = 1.0
+ALONE_RETRY_SECONDS: Final = 0.25  # after the log was not available
 BACKLOG: Final = 128
 CONNECTIONS_MAX: Final = 256  # people, their scripts and one dashboard
 SHUTDOWN_SECONDS_MAX: Final = 3  # for answers that are under way; the supervisor kills after 8
@@ -94,32 +97,38 @@ async def _run(config: Config) -> int:
     with contextlib.closing(listener(config.api)) as listening:
         async with contextlib.AsyncExitStack() as closing:
             config.state.mkdir(mode=0o700, parents=True, exist_ok=True)
-            log = SegmentLog(config.state / "log", LogSettings())
+            log = await open_log(config)
             closing.push_async_callback(log.close)
-            await log.claim(WRITTEN)  # a second API on this log ends here
-            recorder = Recorder(log, WRITER, now_us(), RecorderSettings())
+            if isinstance(log, SegmentLog):
+                await log.claim(WRITTEN)  # a second API on this log ends here
+            boot = now_us()
+            recorder = Recorder(log, WRITER, boot, RecorderSettings())
             closing.push_async_callback(recorder.close)
             registrar = Registrar(Registry(), recorder, known(config), now_us)
-            await catch_up(log, registrar)
+            read = await catch_up(log, registrar)
             keys = JwksCache()
             closing.push_async_callback(keys.close)
             settings = AnalyticsSettings(config.state / "tables")
             store = await asyncio.to_thread(Store.open, settings)
             closing.push_async_callback(asyncio.to_thread, store.close)
-            runner = Runner(log, store, _ordering(recorder), settings)
+            runner = Runner(log, store, _ordering(recorder), settings, enforce=config.kafka is None)
             queries = Queries(store, settings)
             closing.callback(queries.close)
             guarded_sql = GuardedSql(store, settings)
             closing.push_async_callback(guarded_sql.close)
 
-            async def gateways() -> Sequence[Mapping[str, object]]:
-                return (await gateway_status(config.state / SOCKET_FILE),)
-
+            tasks = {loop.create_task(runner.run(), name="runner")}
+            gateways: analytics_api.GatewayStatuses = _asked_gateway(config)
+            applied: Applied = _applied(config.state / SOCKET_FILE, config.gateway.name)
+            if config.kafka is not None:
+                reports = Reports(log)
+                gateways, applied = reports.statuses, reports.waiting_for
+                tasks.add(loop.create_task(reports.run(), name="reports"))
+                tasks.add(loop.create_task(alone(log, boot, read), name="the only API"))
             authenticate = authenticating(config, keys)
             answers = analytics_api.router(queries, guarded_sql, authenticate, gateways, runner.lag)
-            app = application(registrar, authenticate, (answers,), _applied(config.state / SOCKET_FILE), _agent_of(queries))
+            app = application(registrar, authenticate, (answers,), applied, _agent_of(queries))
             server = _Server(_uvicorn(app))
-            tasks = {loop.create_task(runner.run(), name="runner")}
             # Before the first answer: whoever finds the API up finds the agents of the file registered.
             unrecorded = await first_agents.register(registrar, config.agents)
             if unrecorded is not None:
@@ -175,13 +184,13 @@ def known(config: Config) -> Known:
     return Known(frozenset(config.connections), {name: row.issuer for name, row in config.issuers.items()})
 
 
-async def catch_up(log: EventLog, registrar: Registrar) -> None:
-    """Take in all that this log says of identities.
+async def catch_up(log: EventLog, registrar: Registrar) -> Mapping[Partition, int]:
+    """Take in all that this log says of identities, and return the offsets behind it.
 
     Raises:
         LogCorrupt, LogUnavailable: It cannot be known who may do what, so nothing is decided.
     """
-    ends = log.end_offsets("identity")
+    ends = await log.offsets("identity")
     follower = Follower(log, ("identity",), {})
     try:
         while any(follower.offsets.get(place, 0) < end for place, end in ends.items()):
@@ -189,8 +198,28 @@ async def catch_up(log: EventLog, registrar: Registrar) -> None:
                 for _, event in frame.events:
                     if isinstance(event, _IDENTITY_EVENTS):
                         registrar.apply(event)
+        return dict(follower.offsets)
     finally:
         follower.close()
+
+
+async def alone(log: EventLog, boot: int, offsets: Mapping[Partition, int]) -> None:
+    """Return once another API writes identities: what is decided here then rests on half of the truth. Where the log is Kafka
+    nothing else sees to it that there is one.
+    """
+    while True:
+        try:
+            follower = Follower(log, ("identity",), offsets)
+            try:
+                while True:
+                    for record, frame in await follower.poll():
+                        if (frame.writer, frame.boot) != (WRITER, boot):
+                            _log.critical("record %d of identity is another API's: run one, which starts anew", record.offset)
+                            return
+            finally:
+                follower.close()
+        except LogUnavailable:
+            await asyncio.sleep(ALONE_RETRY_SECONDS)
 
 
 def authenticating(config: Config, keys: JwksCache) -> Authenticate:
@@ -207,9 +236,16 @@ def authenticating(config: Config, keys: JwksCache) -> Authenticate:
     return authenticate
 
 
-async def gateway_status(path: Path) -> Mapping[str, object]:
+def _asked_gateway(config: Config) -> analytics_api.GatewayStatuses:
+    async def asked() -> Sequence[Mapping[str, object]]:
+        return (await gateway_status(config.state / SOCKET_FILE, config.gateway.name),)
+
+    return asked
+
+
+async def gateway_status(path: Path, name: str) -> Mapping[str, object]:
     """What the gateway of this machine says of itself, or why it says nothing."""
-    silent = {"gateway": "gateway", "reachable": False}
+    silent = {"gateway": name, "reachable": False}
     try:
         return await _asked(path, STATUS_SECONDS_MAX)
     except (FileNotFoundError, ConnectionRefusedError):  # the second: one that was killed leaves its socket behind
@@ -239,7 +275,7 @@ async def _asked(path: Path, seconds: float) -> dict[str, object]:
     return msgspec.json.decode(said, type=dict[str, object])
 
 
-def _applied(path: Path) -> Applied:
+def _applied(path: Path, name: str) -> Applied:
     """Whether the gateway of this machine acts on an identity event. One that does not run is not waited for: it lets nobody in."""
 
     async def applied(at_us: int) -> Sequence[str]:
@@ -248,9 +284,9 @@ def _applied(path: Path) -> Applied:
         except (FileNotFoundError, ConnectionRefusedError):
             return ()
         except (TimeoutError, OSError, ValueError):
-            return ("gateway",)
+            return (name,)
         knows = said.get("identity_at_us")
-        return () if isinstance(knows, int) and knows >= at_us else ("gateway",)
+        return () if isinstance(knows, int) and knows >= at_us else (name,)
 
     return applied
 

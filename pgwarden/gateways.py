@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from ingest.events import GatewayReported
@@ -20,6 +20,8 @@ SILENT_SECONDS_MAX: Final = (
     60.0  # a gateway that says nothing for so long holds no answer back; the watchdog has ended its sessions
 )
 REPORTS_BACK: Final = 2_000  # records of each partition that are read at the start: minutes, with ten gateways
+MISSED_SECONDS_MAX: Final = 5.0  # of the reports that come each second
+SHOWN_SECONDS_MAX: Final = 900.0  # a gateway that has ended is missed for so long, and then forgotten
 GATEWAYS_MAX: Final = 1_000  # names that are remembered, the most silent go first
 RETRY_SECONDS: Final = 0.25  # after the log was not available
 BROKEN_RETRY_SECONDS: Final = 5.0  # after it was corrupt: a person must act
@@ -57,6 +59,11 @@ class Reports:
         oldest = self._clock() - SILENT_SECONDS_MAX
         return [word for _, (word, heard) in sorted(self._words.items()) if heard > oldest]
 
+    async def statuses(self) -> Sequence[Mapping[str, object]]:
+        """Of each gateway, what its status socket says of itself where there is one machine, less its list of sessions."""
+        now = self._clock()
+        return [_status(word, now - heard) for _, (word, heard) in sorted(self._words.items()) if now - heard < SHOWN_SECONDS_MAX]
+
     async def waiting_for(self, at_us: int) -> Sequence[str]:
         """Who does not act yet on all that was recorded of identities up to `at_us`."""
         return [word.gateway for word in self.newest() if word.identity_at_us < at_us]
@@ -83,3 +90,32 @@ class Reports:
         self._words[word.gateway] = (word, self._clock() - age)
         if len(self._words) > GATEWAYS_MAX:
             del self._words[min(self._words, key=lambda name: self._words[name][1])]
+
+
+def _status(word: GatewayReported, silent_seconds: float) -> Mapping[str, object]:
+    if silent_seconds > MISSED_SECONDS_MAX:
+        reason = f"it has not reported for {silent_seconds:.0f} s: it ended, hangs, or does not reach the brokers"
+        return {"gateway": word.gateway, "reachable": False, "reason": reason, "boot": word.boot, "pid": word.pid}
+    return {
+        "gateway": word.gateway,
+        "boot": word.boot,
+        "pid": word.pid,
+        "started_us": word.boot,
+        "identity_at_us": word.identity_at_us,
+        "log": {
+            "available": word.available,
+            "since_us": word.since_us,
+            "reason": word.reason,
+            "refused": word.refused,
+            "pending_bytes": word.pending_bytes,
+            "backlog_bytes": word.backlog_bytes,
+        },
+        "sessions": word.sessions,
+        "counters": {
+            "statements": word.statements,
+            "denied": word.denied,
+            "sessions_opened": word.sessions_opened,
+            "sessions_denied": word.sessions_denied,
+            "killed": word.killed,
+        },
+    }

@@ -19,12 +19,15 @@ async def open_log(config: Config) -> EventLog:
     """The whole record: the segments of this machine, or what the brokers have. Whoever opens it closes it.
 
     Raises:
-        LogUnavailable: Kafka does not answer, lets nobody in, or lacks a topic; or its client is not installed here.
-        ValueError: A topic has another number of partitions than the configuration, so that keys would have another place.
+        LogUnavailable: Kafka does not answer, lets nobody in, lacks a topic, or has another number of partitions for it; or its
+            client is not installed here.
     """
     if config.kafka is None:
         return SegmentLog(local_folder(config), LogSettings())
-    return await kafka_log_class().open(config.kafka)
+    try:
+        return await kafka_log_class().open(config.kafka)
+    except (ValueError, OSError) as error:
+        raise LogUnavailable(str(error)) from error
 
 
 def kafka_log_class() -> type[KafkaLog]:

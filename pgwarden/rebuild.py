@@ -13,9 +13,8 @@ from analytics.rebuild import Rebuilt, WorkerDied, rebuild
 from analytics.settings import AnalyticsSettings
 from analytics.store import Store, Sum, TablesBroken, TablesBusy
 from ingest.log import LogCorrupt, LogUnavailable
-from ingest.log.segments import SegmentLog
-from ingest.settings import LogSettings
 from pgwarden.config import Config
+from pgwarden.logs import open_log
 from pgwarden.tables import Column, table, width
 
 _HEADS: Final = (
@@ -40,7 +39,7 @@ def run(config: Config, as_json: bool) -> int:
         old = _tables(settings) if (settings.directory / "tables.duckdb").exists() else None
         rebuilt = asyncio.run(_rebuilt(config, settings))
         new = Tables(rebuilt.sums, rebuilt.offsets, "")
-    except (TablesBusy, TablesBroken, LogCorrupt, LogUnavailable, OSError, MemoryError, WorkerDied) as error:
+    except (TablesBusy, TablesBroken, LogCorrupt, LogUnavailable, OSError, MemoryError, ValueError, WorkerDied) as error:
         sentence = f"the tables were not rebuilt: {error}"
         print(json.dumps({"error": sentence}) if as_json else f"pgwarden rebuild: {sentence}", file=None if as_json else sys.stderr)
         return 1
@@ -49,7 +48,7 @@ def run(config: Config, as_json: bool) -> int:
 
 
 async def _rebuilt(config: Config, settings: AnalyticsSettings) -> Rebuilt:
-    log = SegmentLog(config.state / "log", LogSettings())
+    log = await open_log(config)
     try:
         return await rebuild(log, settings)
     finally:

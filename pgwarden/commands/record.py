@@ -129,6 +129,8 @@ def _parts(answer: Json) -> Iterator[Json]:
             f"{counters[name]} {name.replace('_', ' ')}" for name in ("statements", "denied", "killed") if name in counters
         )
         says = f"{gateway.get('sessions')} sessions; {counted} since {time_of(gateway.get('started_at'))}"
+        if waiting := log.get("backlog_bytes"):
+            says += f"; {waiting} bytes wait for the brokers"
         yield {"part": gateway.get("gateway"), "state": "records" if log.get("available", True) else "stopped", "says": says}
     gaps = answer.get("gaps")
     yield {"part": "record", "state": "unknown" if gaps is None else "gaps" if gaps else "whole", "says": f"{cell(gaps)} gaps"}
@@ -136,6 +138,9 @@ def _parts(answer: Json) -> Iterator[Json]:
     behind = f"{cell(duration_of(tables.get('lag_us')))} behind, {cell(tables.get('lag_records'))} records"
     yield {"part": "tables", "state": "broken" if tables.get("error") else "follow", "says": behind}
     enforcement = _within(answer, "enforcement")
+    if enforcement.get("by") == "workers":
+        yield {"part": "enforcement", "state": "elsewhere", "says": "the workers and each gateway do it"}
+        return
     orders = (
         f"{cell(enforcement.get('live_sessions'))} live sessions, {cell(enforcement.get('orders_pending'))} ends not proven yet"
     )

@@ -195,7 +195,7 @@ async def test_sql_is_answered_or_refused_with_a_sentence(api: httpx.AsyncClient
 async def test_health_is_ok_when_all_is_recorded_enforced_and_projected(api: httpx.AsyncClient) -> None:
     health = (await api.get("/v1/health")).json()
     assert (health["status"], health["problems"], health["gaps"]) == ("ok", [], 0)
-    assert health["log"] == {"available": True, "since_at": None, "reason": "", "refused": 0, "pending_bytes": 7}
+    assert health["log"] == {"available": True, "since_at": None, "reason": "", "refused": 0, "pending_bytes": 7, "backlog_bytes": 0}
     assert health["gateways"][0]["sessions"] == 1
     assert health["projection"] == {"lag_records": 0, "lag_us": 0, "error": ""}
     assert health["enforcement"]["live_sessions"] == 1

@@ -415,7 +415,7 @@ def answering(path: Path, said: bytes) -> Iterator[None]:
 )
 async def test_a_gateway_that_talks_nonsense_is_not_reachable(tmp_path: Path, said: bytes, reason: str) -> None:
     with answering(tmp_path / "g.sock", said):
-        status = await api_process.gateway_status(tmp_path / "g.sock")
+        status = await api_process.gateway_status(tmp_path / "g.sock", "gateway-1")
     assert status["reachable"] is False
     assert str(status["reason"]).startswith(reason)
 
@@ -423,7 +423,7 @@ async def test_a_gateway_that_talks_nonsense_is_not_reachable(tmp_path: Path, sa
 async def test_a_gateway_that_was_killed_left_a_socket_that_nobody_answers(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as dead:
         dead.bind(str(tmp_path / "g.sock"))
-    assert (await api_process.gateway_status(tmp_path / "g.sock"))["reachable"] is False
+    assert (await api_process.gateway_status(tmp_path / "g.sock", "gateway-1"))["reachable"] is False
 
 
 # -- where it listens --------------------------------------------------------------------------------------------------------------
