@@ -14,12 +14,14 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 from gateway.admission import Admission, Denied
 from gateway.channel import Channel, PeerGone, tune
 from gateway.control import Backend, Control, ControlFailed
 from gateway.conversation import Conversation, horizon, now_us
 from gateway.kill import Ender
+from gateway.recovery import Aftermath
 from gateway.session import Session
 from gateway.settings import GatewaySettings
 from gateway.stamp import WATCHED, Request, request, upstream_parameters
@@ -48,13 +50,14 @@ from ingest.events import (
     GatewayStopped,
     LogRecovered,
     RecordingStopped,
+    SessionClosed,
     SessionDenied,
     SessionEndOrdered,
     SessionOpened,
     Stamp,
     StatementCancelled,
 )
-from ingest.log import LogUnavailable
+from ingest.log import EventLog, LogUnavailable
 from ingest.log.segments import Recovery
 from ingest.recorder import Recorder, RecorderState
 
@@ -122,6 +125,7 @@ class Gateway:
         self._epoch = 0
         # Sessions whose end some identity event demands and no proof shows yet, and when that was recorded.
         self._unproven: dict[str, int] = {}
+        self._aftermath: Aftermath | None = None
         self._outage: tuple[int, str] | None = None
         self._refused_before = 0
         self._expired_until_us = now_us()
@@ -131,15 +135,14 @@ class Gateway:
 
     # -- life ------------------------------------------------------------------------------------------------------------------
 
-    def listen(self) -> int:
-        """Bind; return the port. Raises OSError."""
+    def bind(self) -> int:
+        """Take the port and return it; who connects before `listen` is refused. Raises OSError."""
         family = socket.AF_INET6 if ":" in self._settings.listen_host else socket.AF_INET
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setblocking(False)
         try:
             listener.bind((self._settings.listen_host, self._settings.listen_port))
-            listener.listen(512)  # a storm of short connections fills 128
         except OSError:
             listener.close()
             raise
@@ -160,12 +163,37 @@ class Gateway:
             )
         )
 
+    async def recover(self, log: EventLog, bookmark: Path) -> None:
+        """End what an earlier boot left behind, and record what became of it. To be called between `started` and `listen`.
+
+        What cannot be proven over now, for want of its database, is tried again in the background.
+
+        Raises:
+            LogUnavailable: The log cannot be read, or takes no records.
+        """
+        targets = {name: place.target for name, place in self._places.items()}
+        aftermath = Aftermath(log, self._recorder, self._registry, self._enders, targets, self._settings, self._boot, bookmark)
+        await aftermath.read()
+        for session, left in aftermath.abandoned.items():
+            self._unproven[session] = left.opened.identity_at_us + 1
+        for task in await aftermath.begin(self._proven):
+            self._watch(task)
+        await aftermath.mark()
+        self._aftermath = aftermath
+
+    def listen(self) -> None:
+        """Raises OSError."""
+        assert self._listener is not None
+        self._listener.listen(512)  # a storm of short connections fills 128
+
     async def serve(self) -> None:
         """Accept until cancelled."""
         assert self._listener is not None
         loop = asyncio.get_running_loop()
         self._spawn(self._tick())
         self._spawn(self._read_catalogs())
+        if self._aftermath is not None:
+            self._spawn(self._aftermath.keep())
         for place in self._places.values():  # each by itself: a database that does not answer must not hold up another's
             self._spawn(_keep(place.watch))
             self._spawn(_keep(place.kill))
@@ -504,6 +532,8 @@ class Gateway:
             self._settings,
         )
         conversation.identity_at_us = self._registry.identity_at_us
+        if self._aftermath is not None:
+            self._aftermath.opening(session)
         self._conversations[session] = conversation
         self._of_agent.setdefault(principal.agent, set()).add(session)
         self._cancel_keys[(upstream.pid, upstream.key)] = session
@@ -531,12 +561,14 @@ class Gateway:
                 async with asyncio.timeout(self._settings.record_seconds_max):
                     await horizon(self._recorder, place.target.durability).passed(ticket)
         except TimeoutError:
+            self._never_began(conversation, "its opening could not be recorded in time")
             self._forget(conversation, upstream)
             told = "the record of this session is not safe yet, so it is not opened: try again later"
             denied = Denied("58030", told, told, principal.method, principal.agent)
             self._deny(channel, asked.user, asked.connection, address, denied)
             return None
         except BaseException:
+            self._never_began(conversation, "its login was broken off")
             self._forget(conversation, upstream)
             raise
         self.counters.sessions_opened += 1
@@ -553,8 +585,19 @@ class Gateway:
             self.counters.denied += conversation.core.denied
             self.counters.killed += conversation.killed is not None
 
+    def _never_began(self, conversation: Conversation, reason: str) -> None:
+        """Its opening is recorded, or may be, so its end is too."""
+        if not conversation.killing:
+            stamp = conversation.stamp
+            event = SessionClosed(now_us(), stamp.session, stamp.agent, reason, "58030", 0, 0, 0, 0)
+            with contextlib.suppress(LogUnavailable):
+                self._recorder.record("sessions", stamp.agent, event)
+                conversation.end_recorded = True
+
     def _forget(self, conversation: Conversation, upstream: Upstream) -> None:
         stamp = conversation.stamp
+        if self._aftermath is not None:
+            self._aftermath.over(stamp.session, recorded=conversation.end_recorded)
         self._conversations.pop(stamp.session, None)
         if stamp.session in self._unproven:
             if conversation.killed is not None and conversation.killed.backend_gone_us:
@@ -574,7 +617,10 @@ class Gateway:
         while not gone_us:
             await asyncio.sleep(self._settings.prove_again_seconds)
             gone_us = await self._enders[stamp.connection].end(backend)
-        self._unproven.pop(stamp.session, None)
+        self._proven(stamp.session)
+
+    def _proven(self, session: str) -> None:
+        self._unproven.pop(session, None)
 
     # -- refusals --------------------------------------------------------------------------------------------------------------
 
@@ -696,7 +742,7 @@ class Gateway:
             refused=self._refused_now(),
             pending_bytes=state.pending_bytes,
             backlog_bytes=backlog_bytes,
-            identity_at_us=self._registry.identity_at_us,
+            identity_at_us=self.identity_at_us,
             sessions=len(self._conversations),
             statements=total.statements,
             denied=total.denied,
@@ -747,7 +793,9 @@ class Gateway:
         }
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(work)
+        self._watch(asyncio.create_task(work))
+
+    def _watch(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)
         task.add_done_callback(self._done)
 

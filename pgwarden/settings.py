@@ -33,6 +33,7 @@ TOPIC_PREFIX_CHARACTERS_MAX: Final = 200  # a topic's name has at most 249
 NAME_BYTES_MAX: Final = 63  # as PostgreSQL's own names (NAMEDATALEN - 1)
 SOCKET_PATH_BYTES_MAX: Final = 107  # sun_path of unix(7), less its terminating zero
 SOCKET_FILE: Final = "run/gateway.sock"
+BOOKMARK_FILE: Final = "run/gateway.bookmark"  # where the gateway's next start begins to read its own record
 RELAY_SOCKET_FILE: Final = "run/relay.sock"
 RELAY_PARENT: Final = "PGWARDEN_RELAY_PARENT"  # in its environment: the process that it ends with
 RELAY_FINISH_SECONDS_MAX: Final = 5.0  # for what is in the log already to reach the brokers, after the gateway's end
