@@ -307,9 +307,7 @@ class Store:
         found = {}
         for table in sorted(TABLES):
             lists = [str(name) for (name,) in self.read(_LISTS, {"table": table}).rows]
-            lengths = ", ".join(f'coalesce(len(t."{name}"), -1)' for name in lists) or "0"
-            sql = _SUM.replace("$lengths", lengths).replace("$table", table)
-            ((rows, sum_),) = self.read(sql, {}, SUM_SECONDS_MAX).rows
+            ((rows, sum_),) = self.read(sum_query(table, lists), {}, SUM_SECONDS_MAX).rows
             found[table] = Sum(int(str(rows)), sha256(f"{rows} {sum_}".encode()).hexdigest()[:16])
         return found
 
@@ -446,6 +444,16 @@ class Store:
                 self._root.close()
 
 
+def sum_query(source: str, lists: Sequence[str]) -> str:
+    """Count and sum of the rows of a table or query, of whose columns these are lists.
+
+    DuckDB's hash of a row is thirty times quicker than an MD5 of its text (measured). It takes an empty list, a list of one NULL and
+    NULL for the same, so the lists' lengths go in beside it.
+    """
+    lengths = ", ".join(f'coalesce(len(t."{name}"), -1)' for name in lists) or "0"
+    return f"select count(*), coalesce(sum(hash(t, {lengths})::hugeint), 0) from {source} t"  # noqa: S608
+
+
 def checksum(sums: Mapping[str, Sum]) -> str:
     return sha256("\n".join(f"{table} {sum_.rows} {sum_.checksum}" for table, sum_ in sorted(sums.items())).encode()).hexdigest()
 
@@ -492,9 +500,6 @@ def _fill_from_files(stage: Stage) -> str:
 
 _EMPTY: Final = {name: f"delete from {name}" for name in _STAGES}  # noqa: S608
 
-# DuckDB's hash of a row, thirty times quicker than an MD5 of its text (measured). It takes an empty list, a list of one NULL and
-# NULL for the same, so the lists' lengths go in beside it.
-_SUM: Final = "select count(*), coalesce(sum(hash(t, $lengths)::hugeint), 0) from $table t"
 _LISTS: Final = """
     select column_name from duckdb_columns() where table_name = $table and data_type like '%[]' order by column_index"""
 

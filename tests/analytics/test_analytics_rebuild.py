@@ -5,15 +5,17 @@ import random
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from analytics.rebuild import rebuild
+from analytics.rebuild import WorkerDied, rebuild
 from analytics.settings import AnalyticsSettings
 from analytics.store import Store, TablesBusy
-from ingest.events import TOPICS
-from ingest.log import LogCorrupt
+from bench import history
+from ingest.events import TOPICS, StatementFinished, StatementParameters
+from ingest.log import Entry, LogCorrupt
 from ingest.log.segments import SegmentLog
 from ingest.settings import LogSettings
 from tests.analytics.scenario import MINUTE, START_US, Writer, stamp, story
@@ -61,6 +63,67 @@ async def test_a_rebuild_gives_the_same_tables(log: SegmentLog, told: AnalyticsS
 async def test_a_rebuild_waits_for_nobody_who_holds_the_tables(log: SegmentLog, store: Store, told: AnalyticsSettings) -> None:
     with pytest.raises(TablesBusy):
         await rebuild(log, told)
+
+
+def by_workers(settings: AnalyticsSettings, directory: Path, **changes: int) -> AnalyticsSettings:
+    """Chunks and transactions so small that every seam between them is met."""
+    small = {"rebuild_alone_records_max": 0, "rebuild_chunk_records": 3, "rebuild_batch_events": 40}
+    return replace(settings, directory=directory, **(small | changes))
+
+
+@pytest.mark.slow
+async def test_workers_make_the_tables_that_one_process_makes(tmp_path: Path, log: SegmentLog, settings: AnalyticsSettings) -> None:
+    await history.write(log, history.Past(3_000, agents=5, live_sessions=4, frames_of_session=3, days=1))
+    await story(log)
+    hostile = stamp("s'; drop table texts; --", 'a"b\\', backend_start_us=2**62, task="\u0000\U0001f600", unverified=())
+    gateway = Writer(log, "gw-2", 5)
+    gateway.opened(hostile)
+    gateway.defined(hostile, 2**62, "select '\"\\\u0000\n", relations=("weird.'x", ""))
+    gateway.began(hostile, 2**63 + 5, 2**62)
+    wild = StatementFinished(2**63 + 5, "ok", "", "SELECT", 2**64 - 1, 0, 0, 500)
+    gateway.add(hostile.agent, wild, hostile)
+    gateway.add(hostile.agent, StatementParameters(1, ("a", None, "it's \u0000 \u2028")), hostile)
+    gateway.add(hostile.agent, StatementParameters(2, ()), hostile)
+    await gateway.write()
+    # The names of frames that are there already, as after an append whose answer was lost; and a hole before what follows.
+    again = Writer(log, "gw-2", 5)
+    again.opened(hostile)
+    await again.write()
+    gateway.began(hostile, 7, 1)
+    gateway.framer.cut()
+    gateway.finished(hostile, 7)
+    await gateway.write()
+    alone = await rebuild(log, settings)
+    together = await rebuild(log, by_workers(settings, tmp_path / "other"))
+    assert (together.checksum, together.frames, together.events) == (alone.checksum, alone.frames, alone.events)
+    assert together.sums["missing_frames"].rows == 1
+    assert together.sums["executions"].rows > 2_900
+    assert not (tmp_path / "other" / "staged").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["a record that is no frame", "a worker that dies"])
+async def test_a_rebuild_by_workers_that_fails_leaves_the_old_tables(
+    log: SegmentLog, told: AnalyticsSettings, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    store = Store.open(told)
+    before = store.checksum()
+    store.close()
+    if fault == "a worker that dies":
+        # One that was never there to answer is as good as one that was killed.
+        monkeypatch.setattr(sys, "executable", "/bin/true")
+        with pytest.raises(WorkerDied, match="status 0"):
+            await rebuild(log, by_workers(told, told.directory))
+    else:
+        await log.append([Entry("statements", b"reporter", b"no frame")])
+        with pytest.raises(LogCorrupt, match="statements/0, record 5: Expected"):
+            await rebuild(log, by_workers(told, told.directory))
+    store = Store.open(told)
+    try:
+        assert (store.checksum(), store.notice) == (before, "")
+    finally:
+        store.close()
+    assert {path.name for path in told.directory.iterdir()} == {"tables.duckdb", "tables.lock"}
 
 
 async def test_a_rebuild_that_fails_leaves_the_old_tables(tmp_path: Path, log: SegmentLog, told: AnalyticsSettings) -> None:

@@ -11,7 +11,7 @@ import pytest
 from analytics.projections import attempts, schema
 from analytics.projections.projection import Merge
 from analytics.settings import AnalyticsSettings
-from analytics.store import Batch, ReadTooLong, Store, TablesBroken, TablesBusy
+from analytics.store import Batch, ReadTooLong, Store, TablesBroken, TablesBusy, sum_query
 from ingest.follow import Follower
 from ingest.log.segments import SegmentLog
 from tests.analytics.scenario import Writer, stamp
@@ -60,6 +60,25 @@ async def test_a_batch_that_fails_leaves_nothing_behind(
         assert store.counts()["session_records"] == 3
     finally:
         store.close()
+
+
+@pytest.mark.parametrize("table", ["executions", "session_records", "texts", "rates"])
+def test_a_change_of_any_cell_changes_the_sum(store: Store, table: str) -> None:
+    others = {
+        "VARCHAR": ["'other'", "''", "null"],
+        "BIGINT": ["-7", "0", "null"],
+        "TIMESTAMP": ["timestamp '1999-01-01'", "null"],
+        "VARCHAR[]": ["['', 'other']", "['other', '']", "['']", "[null]", "[]", "null"],
+    }
+    found = store.read(f"select column_name, data_type from duckdb_columns() where table_name = '{table}'", {}).rows
+    lists = [str(column) for column, kind in found if kind == "VARCHAR[]"]
+    for column, kind in found:
+        sums = {}
+        for value in (f'"{column}"', *others[str(kind)]):
+            row = f'(select * replace ({value}::{kind} as "{column}") from (from {table} order by all limit 1))'
+            ((cell,),) = store.read(f'select "{column}" from {row}', {}).rows
+            ((_, sums[str(cell)]),) = store.read(sum_query(row, lists), {}).rows
+        assert len(set(sums.values())) == len(sums) > 1, column
 
 
 def test_a_second_process_is_told_who_holds_the_tables(settings: AnalyticsSettings) -> None:
