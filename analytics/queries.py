@@ -207,14 +207,35 @@ QUESTIONS: Final[Mapping[str, Question]] = {
             json_columns=("scope",),
         ),
         Question(
+            "revocations",
+            "What is revoked now, newest first: agents, subjects and groups of issuers, sessions that still live, everything.",
+            (
+                Parameter(
+                    "kind",
+                    "text",
+                    "Of this kind alone.",
+                    "kind = $kind",
+                    choices=("agent", "all", "group", "session", "subject"),
+                ),
+                _AGENT,
+            ),
+            "select * from revocations where $where",
+            Order((("revoked_at", "time"), ("kind", "text"), ("issuer", "text"), ("name", "text"))),
+        ),
+        Question(
             "changes",
-            "What was decided about agents and grants, by whom and why, newest first.",
+            "What was decided about agents, grants, subjects, groups, sessions and everything, by whom and why, newest first.",
             (_AGENT,),
             """select * from (
-                    select decided_at, 'agent ' || kind as change, agent, null as "grant", operator, reason, place, 1 as part
+                    select decided_at, 'agent ' || kind as change, agent, null as "grant", operator, reason, place, 1 as part,
+                        null as issuer, null as name
                     from agent_events
                     union all
-                    select decided_at, 'grant ' || kind, agent, grant_id, operator, reason, place, 2 from grant_events
+                    select decided_at, 'grant ' || kind, agent, grant_id, operator, reason, place, 2, null, null from grant_events
+                    union all
+                    select decided_at, kind || case when revoked then ' revoked' else ' reinstated' end, nullif(agent, ''), null,
+                        operator, reason, place, 3, nullif(issuer, ''), nullif(name, '')
+                    from revocation_events
                 ) where $where""",
             Order((("decided_at", "time"), ("place", "integer"), ("part", "integer"))),
         ),

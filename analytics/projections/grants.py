@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from analytics.projections.projection import Merge, Projection, Stage, Staged, place
-from ingest.events import Frame, GrantApproved, GrantDenied, GrantRequested, GrantRevoked, Scope
+from ingest.events import Frame, GrantApproved, GrantDenied, GrantNarrowed, GrantRequested, GrantRevoked, Scope
 from ingest.log import Record
 
 
@@ -57,6 +57,21 @@ def rows(record: Record, frame: Frame) -> Iterator[Staged]:
                         "at_us": event.at_us,
                         "operator": event.approver,
                         "expires_at_us": event.expires_at_us,
+                    },
+                )
+            case GrantNarrowed():
+                yield (
+                    "stage_grants",
+                    {
+                        "place": place(record, index),
+                        "kind": "narrowed",
+                        "grant_id": event.grant,
+                        "agent": event.agent,
+                        "at_us": event.at_us,
+                        "operator": event.operator,
+                        "reason": event.reason,
+                        "connection": event.scope.connection,
+                        "scope": scope_json(event.scope),
                     },
                 )
             case GrantDenied() | GrantRevoked():
@@ -119,7 +134,8 @@ PROJECTION: Final = Projection(
             ), marks as (
                 select grant_id, agent, requested_place,
                     min(place) filter (kind = 'approved') as approved_place,
-                    min(place) filter (kind in ('denied', 'revoked')) as ended_place
+                    min(place) filter (kind in ('denied', 'revoked')) as ended_place,
+                    max(place) filter (kind = 'narrowed') as narrowed_place
                 from asked left join grant_events using (grant_id, agent)
                 where place >= requested_place
                 group by grant_id, agent, requested_place
@@ -129,14 +145,16 @@ PROJECTION: Final = Projection(
                     when a.kind is null then 'requested'
                     when a.expires_at <= current_localtimestamp() then 'expired'
                     else 'approved' end as state,
-                r.connection, r.scope, r.seconds, r.reason,
+                r.connection, coalesce(n.scope, r.scope) as scope, r.seconds, r.reason,
                 r.operator as requested_by, r.decided_at as requested_at,
                 a.operator as approver, a.decided_at as approved_at, a.expires_at,
-                e.operator as ended_by, e.decided_at as ended_at, e.reason as ended_reason
+                e.operator as ended_by, e.decided_at as ended_at, e.reason as ended_reason,
+                n.operator as narrowed_by, n.decided_at as narrowed_at, n.reason as narrowed_reason
             from marks m
             join grant_events r on r.grant_id = m.grant_id and r.agent = m.agent and r.place = m.requested_place
             left join grant_events a on a.grant_id = m.grant_id and a.agent = m.agent and a.place = m.approved_place
                 and (m.ended_place is null or a.place < m.ended_place)
-            left join grant_events e on e.grant_id = m.grant_id and e.agent = m.agent and e.place = m.ended_place"""
+            left join grant_events e on e.grant_id = m.grant_id and e.agent = m.agent and e.place = m.ended_place
+            left join grant_events n on n.grant_id = m.grant_id and n.agent = m.agent and n.place = m.narrowed_place"""
     },
 )

@@ -15,6 +15,7 @@ from analytics.projections import (
     kills,
     rates,
     resolutions,
+    revocations,
     session_counts,
     sessions,
     statements,
@@ -28,6 +29,7 @@ PROJECTIONS: Final[tuple[Projection, ...]] = (
     gateways.PROJECTION,
     kills.PROJECTION,
     sessions.PROJECTION,  # its view reads gateways and kills
+    revocations.PROJECTION,  # its view reads agents and sessions
     attempts.PROJECTION,
     texts.PROJECTION,
     resolutions.PROJECTION,

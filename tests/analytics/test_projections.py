@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from analytics.projections.grants import scope_json
 from analytics.projections.schema import TABLES, VIEWS
 from analytics.settings import AnalyticsSettings
 from analytics.store import Batch, Store
@@ -17,16 +18,24 @@ from ingest.events import (
     AgentReinstated,
     AgentRetired,
     AgentRevoked,
+    AllReinstated,
+    AllRevoked,
     Frame,
     GatewayStopped,
     GrantApproved,
     GrantDenied,
+    GrantNarrowed,
     GrantRequested,
     GrantRevoked,
+    GroupReinstated,
+    GroupRevoked,
     IdentityEvent,
     RecordingStopped,
     Scope,
+    SessionRevoked,
     StatementParameters,
+    SubjectReinstated,
+    SubjectRevoked,
 )
 from ingest.follow import Follower, Gap
 from ingest.log import Record
@@ -47,6 +56,14 @@ async def frames_of(log: SegmentLog) -> tuple[list[tuple[Record, Frame]], Follow
 async def ingest_all(log: SegmentLog, store: Store, gaps: tuple[Gap, ...] = ()) -> None:
     frames, follower = await frames_of(log)
     store.ingest(Batch(frames, follower.offsets, follower.seen, gaps))
+
+
+async def ingest_news(follower: Follower, log: SegmentLog, store: Store) -> None:
+    frames: list[tuple[Record, Frame]] = []
+    ends = {place: end for topic in TOPICS for place, end in log.end_offsets(topic).items()}
+    while any(follower.offsets[place] < end for place, end in ends.items()):
+        frames += await follower.poll(100, 1.0)
+    store.ingest(Batch(frames, follower.offsets, follower.seen, ()))
 
 
 def rows(store: Store, sql: str) -> list[dict[str, object]]:
@@ -288,9 +305,74 @@ async def test_agents_and_grants_stand_where_the_registry_says(log: SegmentLog, 
     assert set(grants) == set(registry.grants)
     for name, row in grants.items():
         grant_ = registry.grants[name]
-        assert (row["state"], row["approver"] or "", row["ended_by"] or "") == (grant_.state, grant_.approver, grant_.ended_by), (
-            name
-        )
+        assert (row["state"], row["approver"] or "", row["ended_by"] or "", row["narrowed_by"] or "", row["scope"]) == (
+            grant_.state,
+            grant_.approver,
+            grant_.ended_by,
+            grant_.narrowed_by,
+            scope_json(grant_.scope),
+        ), name
+
+
+async def test_what_is_revoked_now_is_what_the_registry_says(log: SegmentLog, empty: Store) -> None:
+    registry, api, chance, follower = Registry(), Writer(log, "api"), random.Random(7), Follower(log, TOPICS, {})
+    names = [(issuer, name) for issuer in ("i-1", "i-2") for name in ("ada", "bob", "eve")]
+    for _ in range(400):
+        issuer, name = chance.choice(names)
+        at_us = api.at(1)
+        said = ("r", f"op-{at_us}")
+        kinds: list[IdentityEvent] = [
+            SubjectRevoked(at_us, issuer, name, *said),
+            SubjectReinstated(at_us, issuer, name, *said),
+            GroupRevoked(at_us, issuer, name, *said),
+            GroupReinstated(at_us, issuer, name, *said),
+            AllRevoked(at_us, *said),
+            AllReinstated(at_us, *said),
+        ]
+        event = chance.choice(kinds)
+        registry.apply(event)
+        api.add("*", event)
+        if chance.random() < 0.1:
+            await api.write()
+            await ingest_news(follower, log, empty)
+            subjects = {("subject", *of): registry.subject(*of) for of in names}
+            groups = {("group", *of): registry.group(*of) for of in names}
+            expected = {
+                of: (standing.by, standing.revoked_at_us)
+                for of, standing in (subjects | groups | {("all", "", ""): registry.everything}).items()
+                if standing is not None and standing.standing
+            }
+            found = rows(empty, "select *, epoch_us(revoked_at) as revoked_us from revocations")
+            assert {(r["kind"], r["issuer"], r["name"]): (r["operator"], r["revoked_us"]) for r in found} == expected
+
+
+async def test_a_revoked_session_is_listed_until_it_has_ended_and_an_agent_until_it_is_reinstated(
+    log: SegmentLog, empty: Store
+) -> None:
+    api, gateway, follower = Writer(log, "api"), Writer(log), Follower(log, TOPICS, {})
+    lives, over = stamp("lives", "reporter"), stamp("over", "reporter")
+    gateway.opened(lives)
+    gateway.opened(over)
+    gateway.closed(over)
+    await gateway.write()
+    for event in (
+        AgentRegistered(1, "reporter", "d", "o", "", "", "", "k", "v", "op"),
+        AgentRevoked(2, "reporter", "odd", "op"),
+        *(SessionRevoked(3 + n, name, "reporter", "odd", "op") for n, name in enumerate(("lives", "over", "not-seen-yet"))),
+    ):
+        api.add("reporter", event)
+    await api.write()
+    await ingest_news(follower, log, empty)
+    listed = rows(empty, "select kind, name from revocations order by all")
+    assert [(row["kind"], row["name"]) for row in listed] == [
+        ("agent", "reporter"),
+        ("session", "lives"),
+        ("session", "not-seen-yet"),
+    ]
+    api.add("reporter", AgentReinstated(9, "reporter", "", "op"))
+    await api.write()
+    await ingest_news(follower, log, empty)
+    assert {row["kind"] for row in rows(empty, "select kind from revocations")} == {"session"}
 
 
 def _some_identity_event(chance: random.Random, at_us: int, agent: str, grant: str) -> IdentityEvent:
@@ -307,6 +389,7 @@ def _some_identity_event(chance: random.Random, at_us: int, agent: str, grant: s
         GrantApproved(at_us, grant, agent, operator, 0),
         GrantDenied(at_us, grant, agent, operator, "r"),
         GrantRevoked(at_us, grant, agent, operator, "r"),
+        GrantNarrowed(at_us, grant, agent, Scope("c", (), (f"public.f{at_us}",)), operator, "r"),
     ]
     return chance.choice(kinds)
 
