@@ -92,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
     what = "run a worker, which shares enforcement on a log in Kafka with others"
     worker = _command(commands, "worker", "processes:worker", what, json_option=False)
     _config(worker)
-    worker.add_argument("--name", default="", type=_name, metavar="NAME", help="tells workers of one machine apart")
+    worker.add_argument("--name", type=_name, metavar="NAME", help="tells workers of one machine apart")
     status = _command(commands, "status", "health:status", "ask one process of this machine how it is; 0 when it is well")
     status.add_argument("part", choices=("gateway", "relay", "watchdog", "worker", "api", "dashboard"), metavar="PART")
     _config(status)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import importlib
 import logging
 import os
 import signal
@@ -20,9 +21,11 @@ from analytics.enforcer import Enforcer, EnforcerSettings
 from gateway.status import serve_status
 from ingest.events import SessionEndOrdered
 from ingest.log import LogCorrupt, LogUnavailable
+from ingest.log.kafka_client import INSTALL
 from ingest.recorder import Recorder
 from ingest.settings import KafkaSettings, RecorderSettings
 from pgwarden.config import Config
+from pgwarden.logs import open_log
 from pgwarden.settings import WORKER_SOCKET_FILE
 
 if TYPE_CHECKING:
@@ -44,17 +47,18 @@ def run(config: Config, name: str = "") -> int:
         if config.kafka is None:
             raise CannotStart('workers share the work on a log in Kafka; this log is on one machine ([log] backend = "segments")')
         with _alone(config.state, name):
-            return asyncio.run(_run(config.kafka, config.state, name))
-    except (CannotStart, OSError, LogCorrupt, LogUnavailable, ImportError) as error:
+            return asyncio.run(_run(config, config.kafka, name))
+    except (CannotStart, OSError, LogCorrupt, LogUnavailable) as error:
         sys.stderr.write(f"pgwarden worker: {error}\n")
         return 1
 
 
-async def _run(kafka: KafkaSettings, state: Path, name: str) -> int:
-    # Here, since either takes half a second and only a worker needs them.
-    from analytics.streams import Streams, StreamsFailed, credentials
-    from ingest.log.kafka import KafkaLog
-
+async def _run(config: Config, kafka: KafkaSettings, name: str) -> int:
+    try:
+        streams_module = importlib.import_module("analytics.streams")  # half a second, and no dependency of the other parts
+    except ImportError as error:
+        raise CannotStart(f"{INSTALL} ({error.name} is missing)") from error
+    state = config.state
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -62,12 +66,13 @@ async def _run(kafka: KafkaSettings, state: Path, name: str) -> int:
     _quiet()
     writer = f"worker-{name or socket.gethostname()}"
     async with contextlib.AsyncExitStack() as closing:
-        log = await KafkaLog.open(kafka)
+        log = await open_log(config)
         closing.push_async_callback(log.close)
         recorder = Recorder(log, writer, _now_us(), RecorderSettings())
         closing.push_async_callback(recorder.close)
         enforcer = Enforcer(log, _ordering(recorder), EnforcerSettings())
-        streams = Streams(kafka, log, enforcer, ActivitySettings(), state / "worker", credentials(kafka))
+        credentials = streams_module.credentials(kafka)
+        streams: Streams = streams_module.Streams(kafka, log, enforcer, ActivitySettings(), state / "worker", credentials)
         status = await serve_status(state / _file(WORKER_SOCKET_FILE, name), lambda: _status(writer, enforcer, streams))
         closing.callback(status.close)
         tasks = {
@@ -80,11 +85,8 @@ async def _run(kafka: KafkaSettings, state: Path, name: str) -> int:
         exit_status = 0
         for task in done & tasks:
             exit_status = 1
-            error = task.exception()
-            if not isinstance(error, StreamsFailed):
-                _log.critical("%s ended: %r", task.get_name(), error, exc_info=error)
-            else:
-                _log.critical("%s", error)
+            ended = task.exception()
+            _log.critical("%s ended: %r", task.get_name(), ended, exc_info=ended)
         try:
             async with asyncio.timeout(STOP_SECONDS_MAX):
                 await streams.stop()

@@ -37,7 +37,7 @@ def worker(arguments: argparse.Namespace) -> int:
     if (config := _started(arguments)) is None:
         return 2
     run = cast(Callable[[Config, str], int], importlib.import_module("pgwarden.worker_process").run)
-    return run(config, str(arguments.name))
+    return run(config, arguments.name or "")
 
 
 def dashboard(arguments: argparse.Namespace) -> int:
