@@ -79,6 +79,10 @@ def router(
     async def grants(request: Request) -> Response:
         return _page(await ask(request, "grants"))
 
+    @routes.get("/revocations", summary="What is revoked now: agents, subjects, groups, sessions, everything")
+    async def revocations(request: Request) -> Response:
+        return _page(await ask(request, "revocations"))
+
     @routes.get("/sessions", summary="Sessions, newest first; live=true for those that are open")
     async def sessions(request: Request) -> Response:
         live = request.query_params.get("live", "")
