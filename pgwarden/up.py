@@ -26,7 +26,7 @@ from pgwarden.config import Address, Config, ConfigInvalid, load
 from pgwarden.first_start import Home
 from pgwarden.postgres import Postgres, PostgresSettings, PostgresUnavailable
 from pgwarden.psql import NoPsql, psql
-from pgwarden.settings import SOCKET_FILE
+from pgwarden.settings import SOCKET_FILE, WATCHDOG_SOCKET_FILE
 from pgwarden.supervisor import ChildDied, Interrupted, Part, Supervisor
 from pgwarden.tables import width
 from pgwarden.tls import fingerprint
@@ -159,6 +159,11 @@ def _start_parts(supervisor: Supervisor, config: Config) -> None:
     certificate = config.gateway.tls_certificate or config.state / "tls" / "certificate.pem"
     _started("gateway", f"{config.gateway.listen}, TLS certificate {_shown(certificate)}")
     _started("", f"SHA-256 {fingerprint(certificate)}")
+    watchdog_socket = config.state / WATCHDOG_SOCKET_FILE
+    supervisor.start(
+        Part("watchdog", _command("watchdog", config.path), _environment(), lambda: _watches(watchdog_socket, supervisor))
+    )
+    _started("watchdog", "ends what the gateway should have ended, should it hang or be gone")
     supervisor.start(
         Part("dashboard", _command("dashboard", config.path), _environment(), lambda: watch.answers(f"{dashboard}/_stcore/health"))
     )
@@ -209,9 +214,18 @@ def _environment(more: Mapping[str, str] | None = None) -> Mapping[str, str]:
 def _is_up(status_socket: Path, supervisor: Supervisor) -> bool:
     """Whether the gateway that answers is the one that was started."""
     try:
-        return watch.gateway_status(status_socket).get("pid") == supervisor.pid("gateway")
+        return watch.status_of(status_socket).get("pid") == supervisor.pid("gateway")
     except (OSError, ValueError):
         return False
+
+
+def _watches(status_socket: Path, supervisor: Supervisor) -> bool:
+    """Whether the watchdog that answers is the one that was started, and knows what is live."""
+    try:
+        status = watch.status_of(status_socket)
+    except (OSError, ValueError):
+        return False
+    return status.get("pid") == supervisor.pid("watchdog") and bool(status.get("caught_up"))
 
 
 def _listens(address: Address) -> bool:
@@ -264,7 +278,8 @@ def _check_port(listen: Address, remedy: str, part: str = "") -> None:
 
 
 def _reader(config: Config, key_file: Path, begun_us: int) -> watch.Watch:
-    return watch.Watch(dashboard_process.url(config.api.listen), key_file, config.state / SOCKET_FILE, begun_us)
+    sockets = (config.state / SOCKET_FILE, config.state / WATCHDOG_SOCKET_FILE)
+    return watch.Watch(dashboard_process.url(config.api.listen), key_file, *sockets, begun_us)
 
 
 def _watch(

@@ -47,6 +47,7 @@ class _Session(msgspec.Struct, frozen=True):
     kill_cause: str | None = None
     kill_requested_at: datetime | None = None
     kill_backend_gone_at: datetime | None = None
+    kill_ended_by: str | None = None
 
 
 class _Agent(msgspec.Struct, frozen=True):
@@ -78,7 +79,7 @@ _News: TypeAlias = tuple[int, str]
 class Watch:
     """One reader of one API. Keeps what it has shown, so that each thing is shown once."""
 
-    def __init__(self, api: str, key_file: Path, gateway_socket: Path, since_us: int) -> None:
+    def __init__(self, api: str, key_file: Path, gateway_socket: Path, watchdog_socket: Path, since_us: int) -> None:
         self._http = httpx.Client(
             base_url=api,
             headers={"Authorization": f"Bearer {key_file.read_text(encoding='ascii').strip()}"},
@@ -86,6 +87,7 @@ class Watch:
             trust_env=False,  # a proxy from the environment would see the operator key
         )
         self._socket = gateway_socket
+        self._watchdog_socket = watchdog_socket
         self._since_us = since_us
         self._seen: dict[tuple[str, int], None] = {}
         self._told: dict[str, int] = {}  # lines of refusals, and when
@@ -141,9 +143,10 @@ class Watch:
                 yield opened_us, f"opened      {one.agent} from {printable(one.client)}"
             if gone_us >= self._since_us and (before is None or before.kill_backend_gone_at is None):
                 took_ms = (gone_us - _us(one.kill_requested_at)) / 1000
+                by = " by the watchdog" if one.kill_ended_by == "watchdog" else ""
                 yield (
                     gone_us,
-                    f"killed      {one.agent}: {printable(one.kill_cause or '')}; its backend was gone after {took_ms:.0f} ms",
+                    f"killed      {one.agent}: {printable(one.kill_cause or '')}; its backend was gone after {took_ms:.0f} ms{by}",
                 )
             elif (
                 one.kill_cause is None
@@ -181,7 +184,7 @@ class Watch:
 
     def shortcomings(self, agents: Sequence[str], dashboard: str) -> list[str]:
         """What did not do its job, a sentence each; none when all did. `agents` should each have worked and been refused."""
-        return [*self._of_the_api(agents), *self._of_the_gateway(agents), *_of_the_dashboard(dashboard)]
+        return [*self._of_the_api(agents), *self._of_the_gateway(agents), *self._of_the_watchdog(), *_of_the_dashboard(dashboard)]
 
     def _of_the_api(self, agents: Sequence[str]) -> Iterator[str]:
         try:
@@ -211,7 +214,7 @@ class Watch:
 
     def _of_the_gateway(self, agents: Sequence[str]) -> Iterator[str]:
         try:
-            status = gateway_status(self._socket)
+            status = status_of(self._socket)
         except (OSError, ValueError) as error:
             yield f"the gateway does not say how it is: {error}"
             return
@@ -221,6 +224,20 @@ class Watch:
         sessions = status.get("sessions")
         live = {one.get("agent") for one in sessions if isinstance(one, dict)} if isinstance(sessions, list) else set()
         yield from (f"{agent} has no live session" for agent in agents if agent not in live)
+
+    def _of_the_watchdog(self) -> Iterator[str]:
+        try:
+            status = status_of(self._watchdog_socket)
+        except (OSError, ValueError) as error:
+            yield f"the watchdog does not say how it is: {error}"
+            return
+        recording, reason = _log_state(status)
+        if not recording:
+            yield f"the watchdog cannot record: {reason}"
+        for what, said in (("blind", "does not see {what}: {reason}"), ("missed", "misses gateway {gateway} on {connection}")):
+            found = status.get(what)
+            for one in (each for each in found if isinstance(each, dict)) if isinstance(found, list) else ():
+                yield f"the watchdog {printable(said.format(**one))}"
 
     # -- one answer --------------------------------------------------------------------------------------------------------------
 
@@ -251,7 +268,7 @@ class Watch:
         return answer.content
 
 
-def gateway_status(path: Path) -> Mapping[str, object]:
+def status_of(path: Path) -> Mapping[str, object]:
     """Raises OSError, and ValueError for an answer that is none."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(2.0)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
 import signal
 import socket
 import sys
@@ -40,34 +42,39 @@ def run(config: Config) -> int:
 
 async def _run(config: Config, settings: WatchdogSettings) -> int:
     config.state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    log = await open_log(config)
-    if isinstance(log, SegmentLog):
-        await log.claim(("observations",))  # a second watchdog on this log ends here
-    else:
-        settings = replace(settings, watchdog=f"{settings.watchdog}-{socket.gethostname()}")
-    boot = now_us()
-    recorder = Recorder(log, settings.watchdog, boot, RecorderSettings())
-    watchdog = Watchdog(log, recorder, sights(config, settings), boot, settings)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    status = await serve_status(config.state / WATCHDOG_SOCKET_FILE, watchdog.status)
-    watching = loop.create_task(watchdog.run())
-    stopping = loop.create_task(_waited(stop))
-    _log.info("looking after %s", ", ".join(sorted(config.connections)) or "no connection")
-    await asyncio.wait((watching, stopping), return_when=asyncio.FIRST_COMPLETED)
-    exit_status = 0
-    if watching.done():
-        _log.error("the watchdog cannot go on: %r", watching.exception())
-        exit_status = 1
-    status.close()
-    for task in (watching, stopping):
-        task.cancel()
-    await asyncio.wait((watching, stopping))
-    await recorder.close()
-    await log.close()
-    return exit_status
+    async with contextlib.AsyncExitStack() as closing:
+        log = await open_log(config)
+        closing.push_async_callback(log.close)
+        if isinstance(log, SegmentLog):
+            await log.claim(("observations",))  # a second watchdog on this log ends here
+        else:  # several may run, each under a name of its own: by it their frames are told apart
+            settings = replace(settings, watchdog=f"{settings.watchdog}-{socket.gethostname()}-{os.getpid()}")
+        boot = now_us()
+        recorder = Recorder(log, settings.watchdog, boot, RecorderSettings())
+        closing.push_async_callback(recorder.close)
+        eyes = sights(config, settings)
+        for sight in eyes.values():
+            closing.push_async_callback(sight.look.close)
+            closing.push_async_callback(sight.kill.close)
+        watchdog = Watchdog(log, recorder, eyes, boot, settings)
+        status = await serve_status(config.state / WATCHDOG_SOCKET_FILE, watchdog.status)
+        closing.callback(status.close)
+        watching = loop.create_task(watchdog.run())
+        stopping = loop.create_task(_waited(stop))
+        _log.info("looking after %s", ", ".join(sorted(config.connections)) or "no connection")
+        await asyncio.wait((watching, stopping), return_when=asyncio.FIRST_COMPLETED)
+        exit_status = 0
+        if watching.done():
+            _log.error("the watchdog cannot go on: %r", watching.exception())
+            exit_status = 1
+        for task in (watching, stopping):
+            task.cancel()
+        await asyncio.wait((watching, stopping))
+        return exit_status
 
 
 def sights(config: Config, settings: WatchdogSettings) -> Mapping[str, Sight]:

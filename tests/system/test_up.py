@@ -188,6 +188,34 @@ def test_a_part_that_dies_ends_the_rest_and_is_named(begin: Callable[..., Any]) 
     assert not processes_of(one.folder)
 
 
+def test_a_watchdog_that_dies_ends_the_rest_and_is_named(begin: Callable[..., Any]) -> None:
+    one = begin(whole=True)
+    status = json.loads(_ask(one.state / "run" / "watchdog.sock"))
+    assert (status["caught_up"], status["blind"], status["connections"]) == (True, [], {"shop": {"ready": True}})
+    os.kill(status["pid"], signal.SIGKILL)
+    assert one.process.wait(30) == 1
+    assert "watchdog was ended by SIGKILL" in one.said()
+    assert not processes_of(one.folder)
+
+
+def test_a_revoked_agent_is_stopped_while_the_gateway_is_stopped(begin: Callable[..., Any], wait_for: Callable[..., Any]) -> None:
+    one = begin(whole=True)
+    before = wait_for(lambda: live(one, "migration"), 20)[0]
+    gateway = json.loads(_ask(one.state / "run" / "gateway.sock"))["pid"]
+    os.kill(gateway, signal.SIGSTOP)
+    try:
+        one.shell("pgwarden revoke migration --reason 'a test'")
+        ended = wait_for(lambda: [s for s in one.items("/v1/sessions", agent="migration") if s["kill_backend_gone_at"]], 20)
+        assert before["session"] in {session["session"] for session in ended}
+        assert {(session["state"], session["kill_ended_by"]) for session in ended} == {("killed", "watchdog")}
+        wait_for(lambda: "killed      migration: agent revoked; its backend was gone after " in one.said(), 20)
+        assert "ms by the watchdog" in one.said()
+    finally:
+        os.kill(gateway, signal.SIGCONT)
+    one.shell("pgwarden reinstate migration")
+    wait_for(lambda: live(one, "migration"), 30)
+
+
 def _ask(path: Path) -> bytes:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.connect(str(path))
