@@ -35,10 +35,12 @@ from ingest.events import (
     StatementStarted,
     Topic,
 )
-from ingest.follow import Follower
+from ingest.follow import Follower, Gap
+from ingest.log import EventLog
+from ingest.log.kafka import KafkaLog
 from ingest.log.segments import SegmentLog
 from ingest.recorder import Recorder
-from ingest.settings import LogSettings, RecorderSettings
+from ingest.settings import KafkaSettings, LogSettings, RecorderSettings
 
 REPOSITORY = Path(__file__).parents[2]
 READ_ORDERS = Rule("public", ("orders",), ("select",))
@@ -47,6 +49,7 @@ WRITE_APP = Rule("app", ("*",), ("select", "insert", "update", "delete", "ddl", 
 CONFIG = """
 state = "state"
 [gateway]
+name = "gateway-1"
 listen = "127.0.0.1:{port}"
 durability = "{durability}"
 parameters = {parameters}
@@ -60,6 +63,24 @@ password = "file:password"
 sslmode = "disable"
 search_path = ["public"]
 {more}
+"""
+
+
+KAFKA = """
+[log]
+backend = "kafka"
+stale_seconds_max = {stale_seconds_max}
+backlog_bytes_max = {backlog_bytes_max}
+[kafka]
+bootstrap = ["{bootstrap}"]
+tls = false
+topic_prefix = "{prefix}"
+replication = 1
+in_sync_min = 1
+sessions_partitions = {sessions}
+statements_partitions = {statements}
+findings_partitions = {findings}
+observations_partitions = {observations}
 """
 
 
@@ -81,12 +102,18 @@ class Execution:
 
 @dataclass
 class Warden:
-    """A gateway on a folder of its own. The test plays the API: it is the only writer of the identity topic."""
+    """A gateway on a folder of its own. The test plays the API: it is the only writer of the identity topic.
+
+    With `kafka` the log is there, and the folder's own is the gateway's alone.
+    """
 
     folder: Path
     port: int
     process: subprocess.Popen[bytes] | None = None
     keys: dict[str, str] = field(default_factory=dict)
+    kafka: KafkaSettings | None = None
+    gaps: list[Gap] = field(default_factory=list)  # that events() met
+    newest_us: int = 0  # of the identity events recorded
     _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def start(self, environment: dict[str, str] | None = None, *, wrapper: Sequence[str] = ()) -> None:
@@ -134,7 +161,7 @@ class Warden:
 
     def record(self, *events: IdentityEvent | Event, topic: Topic = "identity") -> None:
         async def append() -> None:
-            log = SegmentLog(self.folder / "state/log", LogSettings())
+            log = await self.log()
             recorder = Recorder(log, "test", time.time_ns() // 1000, RecorderSettings())
             for event in events:
                 recorder.record(topic, getattr(event, "agent", ""), event)
@@ -142,6 +169,11 @@ class Warden:
             await log.close()
 
         asyncio.run(append())
+        if topic == "identity":
+            self.newest_us = max([self.newest_us, *(getattr(event, "at_us", 0) for event in events)])
+
+    async def log(self) -> EventLog:
+        return SegmentLog(self.folder / "state/log", LogSettings()) if self.kafka is None else await KafkaLog.open(self.kafka)
 
     def agent(
         self,
@@ -173,7 +205,13 @@ class Warden:
 
     def settle(self) -> None:
         """The gateway reads the log every few milliseconds."""
-        time.sleep(0.15)
+        if self.kafka is None or self.process is None:
+            time.sleep(0.15)
+            return
+        until = time.monotonic() + 30
+        while int(str(self.status()["identity_at_us"])) < self.newest_us:
+            assert time.monotonic() < until, "the gateway does not follow the brokers"
+            time.sleep(0.01)
 
     # -- clients -----------------------------------------------------------------------------------------------------------------
 
@@ -197,10 +235,10 @@ class Warden:
 
     def events(self, topic: Topic) -> list[tuple[Stamp | None, Event]]:
         async def read() -> list[tuple[Stamp | None, Event]]:
-            log = SegmentLog(self.folder / "state/log", LogSettings())
-            follower = Follower(log, (topic,), {})
+            log = await self.log()
+            follower = Follower(log, (topic,), {}, on_gap=self.gaps.append)
             found: list[tuple[Stamp | None, Event]] = []
-            end = sum(log.end_offsets(topic).values())
+            end = sum((await log.offsets(topic)).values())
             while sum(follower.offsets.values()) < end:
                 for _, frame in await follower.poll(timeout_seconds=1):
                     found.extend((frame.stamps[index] if index >= 0 else None, event) for index, event in frame.events)
@@ -255,9 +293,25 @@ def make_warden(tmp_path: Path, request: pytest.FixtureRequest, free_port: int) 
     made: list[Warden] = []
 
     def make(
-        *, durability: str = "group", parameters: bool = False, tls: str = "required", more: str = "", start: bool = True
+        *,
+        durability: str = "group",
+        parameters: bool = False,
+        tls: str = "required",
+        more: str = "",
+        start: bool = True,
+        kafka: KafkaSettings | None = None,
+        stale_seconds_max: float = 10.0,
+        backlog_bytes_max: int = 2**30,
     ) -> Warden:
-        warden = Warden(tmp_path, free_port)
+        if kafka is not None:
+            more += KAFKA.format(
+                stale_seconds_max=stale_seconds_max,
+                backlog_bytes_max=backlog_bytes_max,
+                bootstrap=kafka.bootstrap[0],
+                prefix=kafka.topic_prefix,
+                **kafka.partitions,
+            )
+        warden = Warden(tmp_path, free_port, kafka=kafka)
         (tmp_path / "password").write_text(database.password)
         (tmp_path / "password").chmod(0o600)
         config = CONFIG.format(
