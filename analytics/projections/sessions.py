@@ -42,6 +42,7 @@ def rows(record: Record, frame: Frame) -> Iterator[Staged]:
                         "tls": event.tls,
                         "protocol": event.protocol,
                         "durability": event.durability,
+                        "groups": event.groups,
                     },
                 )
             case SessionClosed():
@@ -80,6 +81,7 @@ PROJECTION: Final = Projection(
                 "tls": "VARCHAR",
                 "protocol": "VARCHAR",
                 "durability": "VARCHAR",
+                "groups": "VARCHAR[]",  # of the token
                 "closed_at": "TIMESTAMP",
                 "close_reason": "VARCHAR",
                 "close_sqlstate": "VARCHAR",
@@ -106,6 +108,7 @@ PROJECTION: Final = Projection(
                 "tls": "VARCHAR",
                 "protocol": "VARCHAR",
                 "durability": "VARCHAR",
+                "groups": "VARCHAR[]",  # of the token
             },
         ),
         Stage(
