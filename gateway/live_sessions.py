@@ -295,5 +295,5 @@ class LiveSessions:
         return orphans
 
     def blind(self, connection: str) -> None:
-        """Nobody could look: that a gateway was not seen says nothing."""
+        """Nobody looked: that a gateway was not seen says nothing."""
         self._missed = {key: moment for key, moment in self._missed.items() if key[0] != connection}

@@ -250,6 +250,7 @@ class Watchdog:
                     ours = {(one.pid, one.start_us): named for one, named in await sight.look.ours()}
                     self._judge(connection, ours)
                 else:
+                    self._live.blind(connection)
                     await sight.look.keep()
                 await sight.kill.keep()
                 self._found(name)
