@@ -149,6 +149,8 @@ class _Words(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         now = time.monotonic()
         kind = f"{record.name}: {record.msg if record.args else ''}"
+        if record.name == "kafka.net.selector":
+            return  # how long its own tasks took, on a machine that is busy
         if now - self._passed.get(kind, -_REPEATED_SECONDS) >= _REPEATED_SECONDS:
             self._passed[kind] = now
             # An error to it is a broker that is away, which is a warning to us as long as the log says nothing worse.

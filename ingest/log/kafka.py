@@ -28,6 +28,7 @@ from ingest.settings import KafkaSettings
 
 try:
     from kafka import ConsumerRebalanceListener, KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
+    from kafka.consumer.fetcher import ConsumerRecord
     from kafka.coordinator.assignors.range import RangePartitionAssignor
     from kafka.errors import CorruptRecordError, KafkaError, LogTruncationError, OffsetOutOfRangeError
 except ImportError as error:
@@ -42,6 +43,7 @@ _AHEAD_SECONDS: Final = 0.1  # between two looks whether a partition has grown u
 _IDLE_SECONDS: Final = 1.0  # between two looks at the ends while nobody asks
 _BEGINNINGS_SECONDS: Final = 10.0  # between two looks at the beginnings, which retention moves
 _RETRIED_SECONDS: Final = 0.25  # between two attempts to connect
+_REPEATED_SECONDS: Final = 60.0  # a trouble that lasts is not written again within this time
 _ABANDON_SECONDS: Final = 2.0  # for kafka-python's own thread to end
 
 _log = logging.getLogger(__name__)
@@ -368,6 +370,8 @@ class _Producing:
             self._notice("")
 
     def _not_stored(self, job: _Append, error: Exception) -> None:
+        if job not in self._sent:  # told before, or of a producer that was given up
+            return
         self._sent.discard(job)
         job.tell(LogUnavailable(f"the brokers have not acknowledged: {error}"))
         if not self._failed:
@@ -384,9 +388,9 @@ class _Producing:
             producer._sender.join(_ABANDON_SECONDS)
             with contextlib.suppress(KafkaError):
                 producer.close(timeout=0)
-        for job in list(self._sent):
+        sent, self._sent = self._sent, set()
+        for job in list(sent):
             job.tell(LogUnavailable(f"the brokers have not acknowledged: {reason}"))
-        self._sent.clear()
         self._failed = ""
 
     def _notice(self, problem: str) -> None:
@@ -422,6 +426,7 @@ class _Questions:
         self._looked = 0.0
         self._looked_at_beginnings = 0.0
         self._ends: dict[Partition, int] = {}
+        self._stored: dict[Partition, int] = {}  # the end as this process's appends know it; the loop's
         self._beginnings: dict[Partition, int] = {}
         self._problem = ""
         self.heard = time.monotonic()
@@ -454,7 +459,9 @@ class _Questions:
         if age_ms > self._settings.end_offsets_age_ms and not self._refreshing:
             self._refreshing = True
             self._jobs.put(None)
-        return {(topic, number): self._ends[(topic, number)] for number in range(self._settings.partitions[topic])}
+        ends = self._ends
+        places = [(topic, number) for number in range(self._settings.partitions[topic])]
+        return {place: max(ends[place], self._stored.get(place, 0)) for place in places}
 
     def beginnings(self, topic: str) -> dict[Partition, int]:
         return {(topic, number): self._beginnings[(topic, number)] for number in range(self._settings.partitions[topic])}
@@ -463,7 +470,7 @@ class _Questions:
         """What this process appended it need not ask for."""
         for position in positions:
             place = (position.topic, position.partition)
-            self._ends[place] = max(self._ends[place], position.offset + 1)
+            self._stored[place] = max(self._stored.get(place, 0), position.offset + 1)
 
     def end(self) -> None:
         self._ending = True
@@ -517,12 +524,10 @@ class _Questions:
             else:
                 self._notice("")
                 for question in questions:
-                    self._answer(question, self.ends_now(question.topic))
+                    places = [(question.topic, number) for number in range(self._settings.partitions[question.topic])]
+                    self._answer(question, {place: self._ends[place] for place in places})
             self._refreshing = False
         self._leave()
-
-    def ends_now(self, topic: str) -> dict[Partition, int]:
-        return {(topic, number): self._ends[(topic, number)] for number in range(self._settings.partitions[topic])}
 
     def _look(self) -> None:
         if self._consumer is None:
@@ -585,7 +590,7 @@ class KafkaSubscription:
         self._read: set[TopicPartition] = set()  # whose record before `_next` was read here: it was there; the thread's
         self._ahead: dict[TopicPartition, int] = {}  # waited for; the thread's
         # Under the lock:
-        self._changed = threading.Condition()
+        self._changed = threading.Condition()  # its lock may be taken again by who has it
         self._ready: deque[Record] = deque()
         self._seeks: dict[TopicPartition, int] = {}
         self._calls: deque[Callable[[KafkaConsumer], None]] = deque()
@@ -666,10 +671,14 @@ class KafkaSubscription:
     # On the thread:
 
     def _run(self) -> None:
+        warned = -_REPEATED_SECONDS
         while not self._closed:
             consumer: KafkaConsumer | None = None
             try:
                 consumer = self._open()
+                with self._changed:
+                    if isinstance(self._problem, LogUnavailable) and not self._closed:
+                        self._problem = None  # it is over
                 while self._round(consumer):
                     pass
             except LogCorrupt as error:
@@ -680,7 +689,9 @@ class KafkaSubscription:
                 told = error if isinstance(error, LogUnavailable) else LogUnavailable(f"the brokers cannot be read: {error}")
                 with self._changed:
                     if not self._closed:
-                        _log.warning("%s", told)
+                        if time.monotonic() - warned > _REPEATED_SECONDS:
+                            warned = time.monotonic()
+                            _log.warning("%s", told)
                         self._set_problem(told)
                         self._changed.wait_for(lambda: self._closed, _RETRIED_SECONDS)
             finally:
@@ -777,26 +788,19 @@ class KafkaSubscription:
             consumer.resume(place)
             consumer.seek(place, offset)
 
-    def _found(self, found: Mapping[TopicPartition, Iterable[object]]) -> None:
-        records = [self._record(one) for some in found.values() for one in some]
-        if not records:
-            return
+    def _found(self, found: Mapping[TopicPartition, Sequence[ConsumerRecord]]) -> None:
         with self._changed:
-            for record in records:
-                place = self._place((record.topic, record.partition))
+            for place, some in found.items():
                 if place in self._seeks:
                     continue
-                self._next[place] = record.offset + 1
-                self._read.add(place)
-                self._ready.append(record)
+                topic, number = self._name(place)
+                for one in some:
+                    self._ready.append(Record(topic, number, one.offset, one.timestamp * 1000, one.key or b"", one.value or b""))
+                if some:
+                    self._next[place] = some[-1].offset + 1
+                    self._read.add(place)
             if self._ready:
                 self._wake()
-
-    def _record(self, one: object) -> Record:
-        topic, number, offset, at_ms, key, value = (
-            getattr(one, name) for name in ("topic", "partition", "offset", "timestamp", "key", "value")
-        )
-        return Record(*self._name(TopicPartition(topic, number)), offset, at_ms * 1000, key or b"", value or b"")
 
     # An offset that a partition does not have:
 
@@ -851,22 +855,21 @@ class KafkaGroupSubscription(KafkaSubscription):
         super().__init__(settings, {}, forget)
         self._topics = [settings.topic_prefix + topic for topic in topics]
         self._group = settings.topic_prefix + group
-        self._held: dict[TopicPartition, tuple[int, int]] = {}  # where poll() began in it, and where it is; under the lock
+        self._held: dict[Partition, tuple[int, int]] = {}  # where poll() began in it, and where it is; under the lock
         self._mine: set[TopicPartition] = set()  # under the lock
 
     async def commit(self, offsets: Mapping[Partition, int]) -> None:
-        wanted = {self._place(place): offset for place, offset in offsets.items()}
+        wanted = dict(offsets)
 
         def commit(consumer: KafkaConsumer) -> None:
             # On the thread that alone can lose partitions: between this look and the commit it does not.
             with self._changed:
-                for place, offset in wanted.items():
-                    first, next_offset = self._held.get(place, (0, -1))
+                for (topic, number), offset in wanted.items():
+                    first, next_offset = self._held.get((topic, number), (0, -1))
                     if not first <= offset <= next_offset:
-                        name, number = self._name(place)
-                        raise LogUnavailable(f"{name}/{number} up to {offset} is not this member's to commit, or no longer")
+                        raise LogUnavailable(f"{topic}/{number} up to {offset} is not this member's to commit, or no longer")
             consumer.commit(
-                {place: OffsetAndMetadata(offset, "", -1) for place, offset in wanted.items()},
+                {self._place(place): OffsetAndMetadata(offset, "", -1) for place, offset in wanted.items()},
                 timeout_ms=round(self._settings.answer_seconds_max * 1000),
             )
 
@@ -926,7 +929,7 @@ class KafkaGroupSubscription(KafkaSubscription):
     def _take(self, records_max: int) -> list[Record]:
         found = super()._take(records_max)
         for record in found:
-            place = self._place((record.topic, record.partition))
+            place = (record.topic, record.partition)
             first, _ = self._held.get(place, (record.offset, 0))
             self._held[place] = (min(first, record.offset), record.offset + 1)
         return found
@@ -950,12 +953,9 @@ class KafkaGroupSubscription(KafkaSubscription):
             if place in consumer.assignment():
                 consumer.seek(place, offset)
 
-    def _found(self, found: Mapping[TopicPartition, Iterable[object]]) -> None:
-        records = [self._record(one) for some in found.values() for one in some]
+    def _found(self, found: Mapping[TopicPartition, Sequence[ConsumerRecord]]) -> None:
         with self._changed:
-            self._ready.extend(r for r in records if self._place((r.topic, r.partition)) in self._mine - self._seeks.keys())
-            if self._ready:
-                self._wake()
+            super()._found({place: some for place, some in found.items() if place in self._mine})
 
     def _gain(self, places: Iterable[TopicPartition]) -> None:
         with self._changed:
