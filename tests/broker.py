@@ -341,7 +341,7 @@ class Broker:
         if self._certificates is not None:
             for mechanism in ("SCRAM-SHA-256", "SCRAM-SHA-512"):
                 users += ["--add-scram", f"{mechanism}=[name={USER},password={PASSWORD}]"]
-        command = ["kafka.tools.StorageTool", "format", "-t", self._cluster, "-c", str(configuration), *users]
+        command = ["kafka.tools.StorageTool", "format", f"--cluster-id={self._cluster}", "-c", str(configuration), *users]
         done = subprocess.run(
             [*self._java(128), *command],
             stdin=subprocess.DEVNULL,
