@@ -99,6 +99,19 @@ def parser() -> argparse.ArgumentParser:
     rebuild = _command(commands, "rebuild", "processes:rebuild", "make the tables anew from the log, and compare them with the old")
     _config(rebuild)
 
+    what = "show the log's topics in Kafka: what is there, and what should be"
+    topics = _command(commands, "topics", "log:topics", what)
+    _config(topics)
+    of_topics = topics.add_subparsers(title="commands", metavar="COMMAND")
+    apply = _command(of_topics, "apply", "log:topics_apply", "create the topics that are missing, and change what may be changed")
+    _config(apply, inner=True)
+    apply.add_argument("--dry-run", action="store_true", help="only say what it would do")
+    log = commands.add_parser("log", help="copy the log", description="Copy the log.", epilog=_EXIT_CODES, allow_abbrev=False)
+    of_log = log.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    copy = _command(of_log, "copy", "log:copy", "copy the log of this machine to Kafka, and prove that all of it is there")
+    _config(copy)
+    copy.add_argument("--from", dest="from_folder", type=Path, metavar="FOLDER", help="the segments' (log in the state folder)")
+
     group, agents = _group(commands, "agents", "list agents, register them, give them keys")
     for listing in (group, _client(agents, "list", "agents:list_", "list agents")):
         unused = "only those not seen for so many days, or never"
@@ -117,7 +130,7 @@ def parser() -> argparse.ArgumentParser:
     key.add_argument("agent", metavar="NAME")
     _idempotent(key)
 
-    group, grants = _group(commands, "grants", "list grants, ask for them, approve, deny and revoke them")
+    group, grants = _group(commands, "grants", "list grants, ask for them, approve, deny, narrow and revoke them")
     for listing in (group, _client(grants, "list", "grants:list_", "list grants")):
         states = ("requested", "approved", "denied", "revoked", "expired")
         listing.add_argument("--agent", default=argparse.SUPPRESS, metavar="NAME", help="only of this agent")
@@ -125,19 +138,7 @@ def parser() -> argparse.ArgumentParser:
         _limit(listing)
     request = _client(grants, "request", "grants:request", "ask for a grant; somebody else approves it")
     request.add_argument("agent", metavar="AGENT")
-    request.add_argument("--connection", required=True, metavar="NAME")
-    request.add_argument(
-        "--allow",
-        action="append",
-        default=[],
-        metavar="RULE",
-        help='"select, insert on public.orders, public.lines", or public.*; repeat it',
-    )
-    request.add_argument(
-        "--function", action="append", default=[], metavar="NAME", help="schema.name, beyond the built-in safe list; repeat it"
-    )
-    request.add_argument("--channel", action="append", default=[], metavar="NAME", help="of LISTEN and NOTIFY; repeat it")
-    request.add_argument("--introspection", action="store_true", help="let it read pg_catalog and information_schema")
+    _scope(request)
     request.add_argument(
         "--for", dest="seconds", default=0, type=_duration, metavar="TIME", help="30s, 15m, 8h, 7d; else until revoked"
     )
@@ -146,10 +147,13 @@ def parser() -> argparse.ArgumentParser:
     for name, what in (
         ("approve", "approve a grant that somebody else asked for"),
         ("deny", "deny it"),
+        ("narrow", "leave it only a part of what it allows; sessions go on within that"),
         ("revoke", "take it back"),
     ):
         act = _client(grants, name, f"grants:{name}", what)
         act.add_argument("grant", metavar="ID")
+        if name == "narrow":
+            _scope(act)
         if name != "approve":
             act.add_argument("--reason", required=True, metavar="TEXT")
         _idempotent(act)
@@ -169,14 +173,28 @@ def parser() -> argparse.ArgumentParser:
     _client(commands, "health", "record:health", "whether all parts work, and the log takes records")
 
     for name, what in (
-        ("revoke", "stop an agent now, and show that each of its sessions ended"),
+        ("revoke", "stop an agent, a session, a subject, a group or everything now, and show that each session ended"),
         ("reinstate", "take a revocation back"),
         ("retire", "offboard an agent for good: its name never comes back"),
     ):
-        act = _client(commands, name, f"agents:{name}", what)
-        act.add_argument("agent", metavar="AGENT")
+        act = _client(commands, name, f"revocations:{name}", what)
+        if name == "retire":
+            act.add_argument("agent", metavar="AGENT")
+        else:
+            whom = act.add_mutually_exclusive_group(required=True)
+            whom.add_argument("agent", nargs="?", default="", metavar="AGENT")
+            if name == "revoke":
+                whom.add_argument("--session", default="", metavar="ID", help="this session alone")
+                act.add_argument(
+                    "--of", default="", metavar="AGENT", help="whose --session is, where the tables do not know it yet"
+                )
+            sub = "whoever acts as this sub of an issuer, or on behalf of it"
+            whom.add_argument("--subject", nargs=2, metavar=("ISSUER", "SUBJECT"), help=sub)
+            whom.add_argument("--group", nargs=2, metavar=("ISSUER", "GROUP"), help="whoever's token names this group of an issuer")
+            whom.add_argument("--all", action="store_true", help="everything")
         act.add_argument("--reason", required=name != "reinstate", default="", metavar="TEXT")
         _idempotent(act)
+    _limit(_client(commands, "revocations", "revocations:list_", "list what is revoked now, newest first"))
     return top
 
 
@@ -215,14 +233,25 @@ def _group(commands: _Commands, name: str, what: str) -> tuple[argparse.Argument
     return group, group.add_subparsers(title="commands", metavar="COMMAND")
 
 
-def _config(command: argparse.ArgumentParser) -> None:
-    default = Path(os.environ.get("PGWARDEN_CONFIG") or "pgwarden.toml")
+def _config(command: argparse.ArgumentParser, *, inner: bool = False) -> None:
+    """`inner`: of a command below one that has the option too, whose value the inner default would replace."""
+    default = argparse.SUPPRESS if inner else Path(os.environ.get("PGWARDEN_CONFIG") or "pgwarden.toml")
     command.add_argument("-c", "--config", type=Path, default=default, metavar="FILE", help="(PGWARDEN_CONFIG, else pgwarden.toml)")
 
 
 def _limit(command: argparse.ArgumentParser) -> None:
     command.add_argument("--limit", type=_positive_whole, default=argparse.SUPPRESS, metavar="N", help=f"how many ({_LIMIT})")
     command.add_argument("--before", default=argparse.SUPPRESS, metavar="CURSOR", help="go on where an earlier answer ended")
+
+
+def _scope(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--connection", required=True, metavar="NAME")
+    rule = '"select, insert on public.orders, public.lines", or public.*; repeat it'
+    command.add_argument("--allow", action="append", default=[], metavar="RULE", help=rule)
+    beyond = "schema.name, beyond the built-in safe list; repeat it"
+    command.add_argument("--function", action="append", default=[], metavar="NAME", help=beyond)
+    command.add_argument("--channel", action="append", default=[], metavar="NAME", help="of LISTEN and NOTIFY; repeat it")
+    command.add_argument("--introspection", action="store_true", help="let it read pg_catalog and information_schema")
 
 
 def _idempotent(command: argparse.ArgumentParser) -> None:

@@ -78,6 +78,16 @@ def show(
     return 0
 
 
+def not_applied(answer: Json) -> bool:
+    """Say which gateways do not act on a change yet; False when all do."""
+    if answer.get("applied") is not False:
+        return False
+    names = answer.get("waiting_for")
+    which = ", ".join(printable(str(name)) for name in names) if isinstance(names, list) else ""
+    print(f"pgwarden: recorded, but not acted on yet by {which or 'every gateway'}; see pgwarden health", file=sys.stderr)
+    return True
+
+
 def shown(row: Mapping[str, object]) -> Json:
     """Times and durations as people read them: `..._at` and `..._us`."""
     return {

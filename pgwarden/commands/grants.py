@@ -1,4 +1,4 @@
-"""`pgwarden grants`: list them, ask for them, approve, deny and revoke them."""
+"""`pgwarden grants`: list them, ask for them, approve, deny, narrow and revoke them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from typing import Final
 
 from pgwarden.api_client import BadUsage, Json, Place, call, path
-from pgwarden.commands.answers import answered, command, print_json, rows_of, show
+from pgwarden.commands.answers import answered, command, not_applied, print_json, rows_of, show
 from pgwarden.printable import printable
 from pgwarden.tables import Column
 
@@ -38,13 +38,7 @@ def list_(arguments: argparse.Namespace) -> int:
 
 def request(arguments: argparse.Namespace) -> int:
     def work(place: Place) -> int:
-        scope: Json = {
-            "connection": arguments.connection,
-            "rules": [rule for text in arguments.allow for rule in rules(text)],
-            "functions": arguments.function,
-            "channels": arguments.channel,
-            "introspection": arguments.introspection,
-        }
+        scope = _scope_of(arguments, arguments.connection)
         body: Json = {"agent": arguments.agent, "scope": scope, "seconds": arguments.seconds, "reason": arguments.reason}
         return _said(arguments, command(arguments, place, path("grants"), body))
 
@@ -61,6 +55,24 @@ def deny(arguments: argparse.Namespace) -> int:
 
 def revoke(arguments: argparse.Namespace) -> int:
     return _decided(arguments, "revoke", {"reason": arguments.reason})
+
+
+def narrow(arguments: argparse.Namespace) -> int:
+    def work(place: Place) -> int:
+        body: Json = {"scope": _scope_of(arguments, arguments.connection), "reason": arguments.reason}
+        return _said(arguments, command(arguments, place, path("grants", arguments.grant, "narrow"), body), "is narrowed")
+
+    return answered(arguments, work)
+
+
+def _scope_of(arguments: argparse.Namespace, connection: str) -> Json:
+    return {
+        "connection": connection,
+        "rules": [rule for text in arguments.allow for rule in rules(text)],
+        "functions": arguments.function,
+        "channels": arguments.channel,
+        "introspection": arguments.introspection,
+    }
 
 
 def rules(text: str) -> list[Json]:
@@ -103,12 +115,14 @@ def _decided(arguments: argparse.Namespace, verb: str, body: Json | None) -> int
     return answered(arguments, work)
 
 
-def _said(arguments: argparse.Namespace, answer: Json) -> int:
+def _said(arguments: argparse.Namespace, answer: Json, what: str = "") -> int:
     if arguments.json:
         print_json(answer)
-        return 0
+        return 1 if answer.get("applied") is False else 0
     grant, state = printable(str(answer.get("grant"))), printable(str(answer.get("state")))
-    print(f"grant {grant} of {printable(str(answer.get('agent')))} is {state}")
+    print(f"grant {grant} of {printable(str(answer.get('agent')))} {what or f'is {state}'}")
+    if not_applied(answer):
+        return 1
     if state == "requested":
         print(f"another operator approves it with: pgwarden grants approve {grant}")
     elif answer.get("expires_at"):

@@ -12,7 +12,7 @@ import pytest
 from pgwarden import api_client
 from pgwarden.api_client import ApiRefused, ApiUnreachable, Place, call, path
 from pgwarden.cli import main
-from pgwarden.commands import agents
+from pgwarden.commands import revocations
 from pgwarden.references import Secret
 
 KEY = "pgwop_canary"
@@ -124,8 +124,8 @@ def test_an_error_is_shown_with_its_problems_and_escapes(
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PGWARDEN_OPERATOR_KEY", KEY)
-    monkeypatch.setattr(agents, "PROOF_SECONDS_MAX", 0.2)
-    monkeypatch.setattr(agents, "SETTLE_SECONDS", 0.05)
+    monkeypatch.setattr(revocations, "PROOF_SECONDS_MAX", 0.2)
+    monkeypatch.setattr(revocations, "SETTLE_SECONDS", 0.05)
 
 
 ORDERED = b'{"agent": "a", "state": "revoked", "revoked_at": "2026-01-01T00:00:00.000000Z"}'
