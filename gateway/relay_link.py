@@ -43,7 +43,8 @@ class RelayLink:
         self._report = report
         self._identity_at_us = identity_at_us
         self._state = RelayState(0)
-        self._written_bytes = 0  # by the recorder, when the relay said so
+        self._backlog_counted = -1  # bytes, by the relay that counted last; -1 = none has
+        self._written_bytes = 0  # by the recorder, when it said so
         self._contacts: deque[tuple[int, int]] = deque(maxlen=_CONTACTS_MAX)
         self._contact_mono_us = 0  # of which the gateway has read all
         self._blocked = False
@@ -79,6 +80,8 @@ class RelayLink:
         self._look_at_contacts()
         if not self._contact_mono_us:
             return f"nothing was heard of the brokers yet{self.trouble()}"
+        if self._backlog_counted < 0:
+            return f"what waits for the brokers was not counted yet{self.trouble()}"
         seconds = time.monotonic() - self._contact_mono_us / 1e6
         if seconds <= self._settings.stale_seconds_max:
             return ""
@@ -113,7 +116,8 @@ class RelayLink:
     def _take(self, state: RelayState) -> None:
         self._connected = True
         self._state = state
-        self._written_bytes = self._recorder.written_bytes
+        if state.backlog_bytes >= 0:
+            self._backlog_counted, self._written_bytes = state.backlog_bytes, self._recorder.written_bytes
         if state.contact_mono_us > (self._contacts[-1][0] if self._contacts else self._contact_mono_us):
             self._contacts.append((state.contact_mono_us, state.identity_offset))
             self._heard.set()
@@ -137,7 +141,7 @@ class RelayLink:
 
     def _backlog_bytes(self) -> int:
         """What the relay counted, and what was written since: it holds also for a relay that is gone."""
-        return self._state.backlog_bytes + self._recorder.written_bytes - self._written_bytes
+        return max(0, self._backlog_counted) + self._recorder.written_bytes - self._written_bytes
 
     def _look_at_backlog(self) -> None:
         bound, waiting = self._settings.backlog_bytes_max, self._backlog_bytes()

@@ -132,6 +132,7 @@ class Shipper:
         self._troubles = troubles
         self._on_change = on_change
         self._counted: dict[Partition, int] = {}  # where the counting stands
+        self._is_counted = False
         self._bytes_counted = 0
         self._bytes_shipped = 0
         self._known = asyncio.Event()
@@ -139,10 +140,13 @@ class Shipper:
 
     @property
     def backlog_bytes(self) -> int:
-        return max(0, self._bytes_counted - self._bytes_shipped)
+        """-1 while what an earlier process left has not been counted."""
+        return max(0, self._bytes_counted - self._bytes_shipped) if self._is_counted else -1
 
     @property
     def backlog_records(self) -> int:
+        if not self._is_counted:
+            return -1
         return sum(max(0, counted - self.shipped.get(place, counted)) for place, counted in self._counted.items())
 
     def ends(self) -> dict[Partition, int]:
@@ -190,13 +194,15 @@ class Shipper:
         await self._known.wait()
         self._counted = dict(self.shipped)
         self._bytes_counted = self._bytes_shipped
+        ends = self.ends()
         subscription = self._here.assign(dict(self._counted))
         try:
             while True:
+                self._is_counted = self._is_counted or all(self._counted.get(place, 0) >= end for place, end in ends.items())
+                self._on_change()
                 for record in await subscription.poll(_COUNT_RECORDS, _POLL_SECONDS):
                     self._counted[(record.topic, record.partition)] = record.offset + 1
                     self._bytes_counted += len(record.key) + len(record.value)
-                self._on_change()
         finally:
             subscription.close()
 
@@ -311,8 +317,8 @@ class Relay:
             self._contact_mono_us,
             self._identity_offset,
             {topic: offset for (topic, _), offset in shipper.shipped.items()} if shipper is not None else {},
-            shipper.backlog_bytes if shipper is not None else 0,
-            shipper.backlog_records if shipper is not None else 0,
+            shipper.backlog_bytes if shipper is not None else -1,
+            shipper.backlog_records if shipper is not None else -1,
             str(self._troubles),
         )
 
@@ -377,7 +383,7 @@ class Relay:
         if word is None or reports is None or self._closed or reports.state().pending_events:
             return
         self._unreported = None
-        if self._shipper is not None:
+        if self._shipper is not None and self._shipper.backlog_bytes >= 0:
             word = msgspec.structs.replace(word, backlog_bytes=self._shipper.backlog_bytes)
         reports.when_durable(reports.record("observations", self._gateway, word), self._publish)
 

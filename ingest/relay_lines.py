@@ -20,8 +20,8 @@ class RelayState(msgspec.Struct, frozen=True):
     contact_mono_us: int = 0
     identity_offset: int = 0  # that end: the local log holds the same records at the same offsets
     shipped: dict[str, int] = {}  # topic -> the first local offset that the brokers do not have; {} = not known yet
-    backlog_bytes: int = 0  # in the local log, not with the brokers
-    backlog_records: int = 0
+    backlog_bytes: int = -1  # in the local log, not with the brokers; -1 = not counted yet
+    backlog_records: int = -1
     error: str = ""  # what is in the way now; "" = nothing
 
 

@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -21,9 +22,9 @@ from ingest import relay_lines
 from ingest.log import EventLog, LogUnavailable
 from ingest.log.segments import SegmentLog
 from ingest.relay import Relay
-from ingest.settings import LogSettings
+from ingest.settings import KafkaSettings, LogSettings
 from pgwarden.config import Config
-from pgwarden.logs import local_folder, open_log
+from pgwarden.logs import kafka_log_class, local_folder
 from pgwarden.postgres import die_with_parent
 from pgwarden.settings import RELAY_FINISH_SECONDS_MAX, RELAY_PARENT, RELAY_SOCKET_FILE
 
@@ -42,21 +43,23 @@ def run(config: Config) -> int:
     if parent := os.environ.get(RELAY_PARENT):
         die_with_parent(signal.SIGTERM, int(parent))()
     try:
-        return uvloop.run(_run(config))
+        return uvloop.run(_run(config, config.kafka))
     except OSError as error:
         sys.stderr.write(f"pgwarden relay: {error}\n")
         return 1
 
 
-async def _run(config: Config) -> int:
+async def _run(config: Config, settings: KafkaSettings) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
 
+    brokers = replace(settings, linger_ms=0.0)  # what belongs together comes together, and at level `replicated` a statement waits
+
     async def connect() -> EventLog:
         try:
-            return await open_log(config)
+            return await kafka_log_class().open(brokers)
         except (ValueError, OSError) as error:  # wrong partitions, an unreadable certificate: somebody may put it right meanwhile
             raise LogUnavailable(str(error)) from error
 

@@ -444,7 +444,7 @@ def test_a_gateway_starts_without_brokers_and_lets_in_once_they_are_there(
     try:
         with pytest.raises(psycopg.OperationalError, match="what was revoked may not be known here"):
             warden.connect("writer")
-        assert "do not answer" in str(relay(warden)["error"])
+        wait_for(lambda: "do not answer" in str(relay(warden)["error"]), seconds=60)
     finally:
         module_broker.start()
     wait_for(lambda: relay(warden)["stale"] == "", seconds=60)
