@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -12,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,16 +26,32 @@ import pytest
 from analytics.rebuild import rebuild
 from analytics.settings import AnalyticsSettings
 from analytics.store import Store
-from gateway.stamp import control_name
+from gateway.stamp import control_name, stamped_application_name
 from gateway.watchdog import Watchdog, WatchdogSettings
-from ingest.events import AgentRevoked, Rule, SessionClosed, SessionKilled, SessionReaped
-from ingest.log import Entry
+from ingest.events import (
+    AgentRegistered,
+    AgentRevoked,
+    GrantApproved,
+    GrantRequested,
+    Rule,
+    Scope,
+    SessionClosed,
+    SessionKilled,
+    SessionOpened,
+    SessionReaped,
+    Stamp,
+)
+from ingest.follow import Follower
+from ingest.log import Entry, EventLog
+from ingest.log.kafka import KafkaLog
 from ingest.log.segments import SegmentLog
+from ingest.log.topics import apply
 from ingest.recorder import Recorder
 from ingest.settings import LogSettings, RecorderSettings
 from pgwarden.config import load
 from pgwarden.postgres import Postgres, PostgresSettings, free_port
 from pgwarden.watchdog_process import sights
+from tests import broker as brokers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -538,18 +555,143 @@ def test_a_watchdog_that_cannot_read_the_log_says_so_and_calls_no_gateway_gone(w
     connection.close()
 
 
+# -- Kafka ---------------------------------------------------------------------------------------------------------------------
+
+
+class Played:
+    """A gateway's record without a gateway: sessions with a real backend each, and a control connection."""
+
+    def __init__(self, database: Any, log: EventLog, name: str) -> None:
+        boot = now_us()
+        self.database = database
+        self.recorder = Recorder(log, name, boot, RecorderSettings())
+        self.control = psycopg.connect(database.dsn, application_name=control_name(name, boot), autocommit=True)
+
+    async def open(self, agent: str) -> tuple[str, psycopg.Connection[tuple[object, ...]]]:
+        session = secrets.token_hex(10)
+        name = stamped_application_name(agent, session)
+        connection = psycopg.connect(self.database.dsn, application_name=name, autocommit=True)
+        question = (
+            "SELECT pid, (extract(epoch FROM backend_start) * 1000000)::bigint FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+        )
+        pid, start_us = connection.execute(question).fetchone() or (0, 0)
+        under = Stamp(
+            session,
+            agent,
+            "key:k",
+            "",
+            "",
+            (),
+            "",
+            "",
+            (),
+            (f"g-{agent}",),
+            ("oscar",),
+            "shop",
+            "d",
+            "r",
+            "c",
+            int(str(pid)),
+            int(str(start_us)),
+            1,
+        )
+        event = SessionOpened(now_us(), under, "scram", "k", 0, "psql", "", "3.0", "group", (), now_us())
+        await self.recorder.recorded(self.recorder.record("sessions", agent, event))
+        return session, connection
+
+
+@pytest.mark.kafka
+def test_with_kafka_several_watchdogs_agree_and_one_that_cannot_reach_the_brokers_says_so(
+    make_warden: Callable[..., Warden], database: Any, own_broker: Any
+) -> None:
+    folder = make_warden(start=False).folder  # for its configuration
+    kafka = brokers.settings(own_broker, f"test-{secrets.token_hex(4)}.")
+    apply(kafka)
+
+    async def scene() -> list[SessionReaped]:
+        log = await KafkaLog.open(kafka)
+        api = Recorder(log, "api", now_us(), RecorderSettings())
+        gateway = Played(database, log, "gateway-k")
+        scope = Scope("shop", (WRITE,))
+        for agent in ("bad", "good"):
+            at = now_us()
+            api.record("identity", agent, AgentRegistered(at, agent, "", "team", "", "", "", "k", "v", "olga"))
+            api.record("identity", agent, GrantRequested(at + 1, f"g-{agent}", agent, scope, 0, "", "olga"))
+            await api.recorded(api.record("identity", agent, GrantApproved(at + 2, f"g-{agent}", agent, "oscar", 0)))
+        bad, bad_backend = await gateway.open("bad")
+        good, good_backend = await gateway.open("good")
+        settings = [
+            WatchdogSettings(watchdog=name, orphan_seconds=3.0, look_ms=200.0, blind_seconds=2.0) for name in ("one", "two")
+        ]
+        logs = [await KafkaLog.open(kafka) for _ in settings]
+        async with on_logs(folder, logs, settings) as running:
+            one, two = running
+            await until(lambda: one.status()["sessions"] == two.status()["sessions"] == 2, 30)
+            requested_us = now_us()
+            await api.recorded(api.record("identity", "bad", AgentRevoked(requested_us, "bad", "misbehaves", "olga")))
+            await until(lambda: one.status()["sessions"] == two.status()["sessions"] == 1, 30)
+            assert not alive(database, bad_backend.info.backend_pid)
+            assert alive(database, good_backend.info.backend_pid)
+            own_broker.pause()
+            try:
+                await until(lambda: "the log" in {blind["what"] for blind in one.status()["blind"]}, 30)
+                gateway.control.close()
+                await asyncio.sleep(5)
+                assert alive(database, good_backend.info.backend_pid), "the gateway's last words may stand in the log"
+            finally:
+                own_broker.resume()
+            await until(lambda: not alive(database, good_backend.info.backend_pid), 60)
+            await until(lambda: not one.status()["sessions"] and not two.status()["sessions"], 30)
+            await until(lambda: one.status()["blind"] == [] == one.status()["ending"] and not two.status()["ending"], 30)
+        found = await read_reaped(log)
+        await api.close()
+        await gateway.recorder.close()
+        for one_log in (*logs, log):
+            await one_log.close()
+        bad_backend.close()
+        good_backend.close()
+        assert {(event.session, event.cause) for event in found} == {(bad, "agent revoked"), (good, "gateway gone")}
+        revoked = [event for event in found if event.session == bad]
+        assert all(0 < event.backend_gone_us - requested_us < 3_000_000 for event in revoked)
+        return found
+
+    found = asyncio.run(scene())
+    assert len({(event.session, event.watchdog) for event in found}) == len(found), "once a watchdog"
+
+
+async def read_reaped(log: EventLog) -> list[SessionReaped]:
+    follower = Follower(log, ("observations",), {})
+    ends = await log.offsets("observations")
+    found: list[SessionReaped] = []
+    while any(follower.offsets[place] < end for place, end in ends.items()):
+        for _, frame in await follower.poll(timeout_seconds=1):
+            found += [event for _, event in frame.events if isinstance(event, SessionReaped)]
+    follower.close()
+    return found
+
+
 # -- watchdogs in this process -----------------------------------------------------------------------------------------------------
 
 
 @asynccontextmanager
 async def dogs(folder: Path, *settings: WatchdogSettings) -> AsyncIterator[tuple[Watchdog, ...]]:
-    """Watchdogs of these settings on one log, running and up to date."""
-    config = load(folder / "pgwarden.toml")
+    """Watchdogs of these settings on one log of segments, running and up to date."""
     log = SegmentLog(folder / "state/log", LogSettings())
-    recorders, running, tasks = [], [], []
-    controls = []
     try:
-        for one in settings:
+        async with on_logs(folder, [log] * len(settings), settings) as running:
+            yield running
+    finally:
+        await log.close()
+
+
+@asynccontextmanager
+async def on_logs(
+    folder: Path, logs: Sequence[EventLog], settings: Sequence[WatchdogSettings]
+) -> AsyncIterator[tuple[Watchdog, ...]]:
+    config = load(folder / "pgwarden.toml")
+    recorders, running, tasks, controls = [], [], [], []
+    try:
+        for log, one in zip(logs, settings, strict=True):
             boot = now_us()
             recorders.append(Recorder(log, one.watchdog, boot, RecorderSettings()))
             eyes = sights(config, one)
@@ -567,7 +709,6 @@ async def dogs(folder: Path, *settings: WatchdogSettings) -> AsyncIterator[tuple
             await recorder.close()
         for control in controls:
             await control.close()
-        await log.close()
 
 
 async def until(predicate: Callable[[], object], seconds: float) -> None:
