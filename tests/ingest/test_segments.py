@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest.log import Entry, LogCorrupt, LogLocked, LogUnavailable, batches
+from ingest.log import Entry, LogCorrupt, LogLocked, LogUnavailable, Record, Subscription, batches
 from ingest.log.segments import Disk, SegmentLog
 from ingest.settings import LogSettings
 from tests.fuzz.fuzz_segments import one_input
@@ -232,6 +232,20 @@ class FaultyDisk(Disk):
         if self._fault("mkdir"):
             raise OSError(errno.ENOSPC, "no space")
         super().mkdir(path)
+
+    def rename(self, path: Path, to: Path) -> None:
+        fault = self._fault("rename")
+        if not fault or self.after:
+            super().rename(path, to)
+        if fault:
+            raise OSError(errno.EIO, "no rename")
+
+    def unlink(self, path: Path) -> None:
+        fault = self._fault("unlink")
+        if not fault or self.after:
+            super().unlink(path)
+        if fault:
+            raise OSError(errno.EIO, "no unlink")
 
 
 async def test_a_write_that_was_not_stored_is_not_acknowledged_and_the_next_succeeds(tmp_path: Path) -> None:
@@ -545,6 +559,318 @@ async def test_kill_9_of_the_writer_loses_nothing_that_was_acknowledged(tmp_path
         found = await contents(tmp_path)
         assert found == [b"%d:" % n + b"x" * (n % 900) for n in range(recovery.next_offset)]
     assert len(segments(tmp_path)) > 1
+
+
+async def test_flush_tells_once_what_became_of_what_nobody_waited_for(tmp_path: Path) -> None:
+    disk = FaultyDisk()
+    log = opened(tmp_path, disk)
+    await log.append([entry(1)])
+    disk.fails = lambda _, name: name == "fdatasync"
+    log.append_nowait([entry(2)])
+    log.append_nowait([entry(3)])
+    with pytest.raises(LogUnavailable, match="no sync"):
+        await log.flush()
+    disk.fails = lambda _number, _name: False
+    await log.flush()
+    log.append_nowait([entry(4)])
+    await log.flush()
+    assert await contents(tmp_path) == [entry(1).value, entry(4).value]
+    await log.close()
+
+
+# -- giving up the beginning -----------------------------------------------------------------------------------------------------
+
+
+async def everything(log: SegmentLog, offset: int = 0) -> list[Record]:
+    subscription = log.assign({PLACE: offset})
+    found: list[Record] = []
+    while some := await subscription.poll(1000, 0):
+        found += some
+    subscription.close()
+    return found
+
+
+async def test_whole_sealed_segments_below_the_offset_go_the_oldest_first_and_the_last_stays(tmp_path: Path) -> None:
+    await write(tmp_path, 100)
+    files = segments(tmp_path)
+    bases = [int(file.stem) for file in files]
+    sizes = [file.stat().st_size for file in files]
+    assert len(files) > 5
+    log = opened(tmp_path)
+    assert log.trim("t", 0, bases[1] - 1) == 0
+    assert log.trim("t", 0, bases[3] - 1) == sum(sizes[:2])
+    assert segments(tmp_path) == files[2:]
+    assert log.begin_offsets("t") == {PLACE: bases[2]}
+    assert log.trim("t", 0, 10**6) == sum(sizes[2:-1])
+    assert segments(tmp_path) == files[-1:]
+    assert log.begin_offsets("t") == {PLACE: bases[-1]}
+    assert log.trim("t", 0, 10**6) == 0
+    assert log.trim("nothing", 0, 10**6) == 0
+    assert log.end_offsets("t") == {PLACE: 100}
+    assert (await log.append([entry(100)]))[0].offset == 100
+    assert [r.offset for r in await everything(log)] == list(range(bases[-1], 101))
+    await log.close()
+
+
+async def test_a_reader_from_before_the_beginning_begins_there_and_sees_it_by_the_offset(tmp_path: Path) -> None:
+    written = await write(tmp_path, 100)
+    log = opened(tmp_path)
+    early = log.assign({PLACE: 0})
+    await early.poll(3, 0)
+    base = int(segments(tmp_path)[4].stem)
+    log.trim("t", 0, base)
+    for offset in (0, base - 1, base, base + 1):
+        found = await everything(log, offset)
+        assert [r.offset for r in found] == list(range(max(offset, base), 100))
+        assert [r.value for r in found] == written[max(offset, base) :]
+    # One that was on its way there has read its segment to the end, and passes what is gone.
+    rest = await read_on(early)
+    assert [r.offset for r in rest] == [*range(3, rest[-(100 - base) - 1].offset + 1), *range(base, 100)]
+    assert rest[-(100 - base) - 1].offset < base - 1
+    await log.close()
+
+
+async def read_on(subscription: Subscription) -> list[Record]:
+    found: list[Record] = []
+    async with asyncio.timeout(20):
+        while not found or found[-1].offset < 99:
+            found += await subscription.poll(1000, 0.1)
+    return found
+
+
+async def test_the_end_is_found_though_all_between_was_given_up(tmp_path: Path) -> None:
+    log, watcher = opened(tmp_path), opened(tmp_path)
+    await log.append([entry(0)])
+    assert watcher.end_offsets("t") == {PLACE: 1}
+    for n in range(1, 100):
+        await log.append([entry(n)])
+    log.trim("t", 0, 100)
+    async with asyncio.timeout(20):
+        while watcher.end_offsets("t") != {PLACE: 100}:
+            await asyncio.sleep(0.05)
+    await log.close()
+    await watcher.close()
+
+
+async def test_what_is_missing_and_was_not_given_up_is_damage(tmp_path: Path) -> None:
+    await write(tmp_path, 100)
+    log = opened(tmp_path)
+    log.trim("t", 0, int(segments(tmp_path)[2].stem))
+    segments(tmp_path)[0].unlink()
+    with pytest.raises(LogCorrupt, match="missing"):
+        await everything(log)
+    with pytest.raises(LogCorrupt, match="missing"):
+        log.trim("t", 0, 100)
+    await log.close()
+
+
+async def test_a_segment_that_is_missing_in_the_middle_is_damage_though_the_beginning_was_given_up(tmp_path: Path) -> None:
+    await write(tmp_path, 100)
+    log = opened(tmp_path)
+    log.trim("t", 0, int(segments(tmp_path)[2].stem))
+    segments(tmp_path)[1].unlink()
+    subscription = log.assign({PLACE: 0})
+    with pytest.raises(LogCorrupt, match="missing"):
+        while await subscription.poll(100, 3):
+            pass
+    await log.close()
+
+
+async def test_a_writer_does_not_begin_anew_where_all_is_missing(tmp_path: Path) -> None:
+    await write(tmp_path, 100)
+    log = opened(tmp_path)
+    log.trim("t", 0, 100)
+    for file in segments(tmp_path):
+        file.unlink()
+    with pytest.raises(LogCorrupt, match="missing"):
+        await log.append([entry(1)])
+    await log.close()
+
+
+async def test_a_beginning_that_is_no_number_is_damage(tmp_path: Path) -> None:
+    await write(tmp_path, 100)
+    log = opened(tmp_path)
+    log.trim("t", 0, int(segments(tmp_path)[2].stem))
+    (tmp_path / "log" / "t" / "0" / "begin").write_bytes(b"")
+    with pytest.raises(LogCorrupt, match="no offset"):
+        await everything(log)
+    with pytest.raises(LogCorrupt, match="no offset"):
+        log.begin_offsets("t")
+    await log.close()
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["not done", "done, and reported as failed"])
+async def test_whichever_operation_of_giving_up_fails_nothing_else_is_missing_and_the_next_call_finishes(
+    tmp_path: Path, after: bool
+) -> None:
+    for number in range(100):
+        directory = tmp_path / str(number)
+        written = await write(directory, 60)
+        base = int(segments(directory)[3].stem)
+        disk = FaultyDisk(lambda n, _name, number=number: n == number, after=after)
+        log = opened(directory, disk)
+        try:
+            log.trim("t", 0, base)
+            whole = True
+        except LogUnavailable:
+            whole = False
+        disk.fails = lambda _number, _name: False
+        begin = log.begin_offsets("t")[PLACE]
+        assert begin in (0, base)
+        found = await everything(log)
+        assert [r.value for r in found] == written[found[0].offset :]
+        assert found[0].offset <= begin
+        assert (await log.append([entry(60)]))[0].offset == 60
+        log.trim("t", 0, base)
+        assert int(segments(directory)[0].stem) == base
+        assert [r.offset for r in await everything(log)] == list(range(base, 61))
+        await log.close()
+        if whole:
+            assert number > 5  # else nothing failed
+            break
+    else:
+        pytest.fail("giving up has no end")
+
+
+async def test_giving_up_disturbs_no_writer_no_reader_and_no_other_that_gives_up(tmp_path: Path) -> None:
+    log, other = opened(tmp_path), opened(tmp_path)
+    subscription = other.assign({PLACE: 0})
+    seen: list[int] = []
+
+    async def append() -> None:
+        for n in range(400):
+            await log.append([entry(n)])
+
+    async def trim(one: SegmentLog) -> None:
+        while not appending.done():
+            await asyncio.to_thread(one.trim, "t", 0, seen[-1] if seen else 0)
+
+    async def follow() -> None:
+        while not seen or seen[-1] < 399:
+            seen.extend(r.offset for r in await subscription.poll(20, 0.5))
+
+    async with asyncio.timeout(60):
+        appending = asyncio.create_task(append())
+        await asyncio.gather(appending, trim(log), trim(other), follow())
+    assert seen == list(range(400))
+    assert log.begin_offsets("t")[PLACE] > 0
+    await log.close()
+    await other.close()
+
+
+# -- groups ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("group", ["", "..", "../x", "a/b", "A", "groups"])
+async def test_a_group_cannot_leave_its_folder(tmp_path: Path, group: str) -> None:
+    log = opened(tmp_path)
+    with pytest.raises(ValueError, match="name"):
+        log.subscribe(["t"], group)
+    with pytest.raises(ValueError, match="name"):
+        await log.append([Entry("groups", b"", b"")])
+    await log.close()
+
+
+async def test_where_a_group_stands_is_a_file_that_nobody_else_may_read_and_no_part_of_a_topic(tmp_path: Path) -> None:
+    await write(tmp_path, 10)
+    log = opened(tmp_path)
+    member = log.subscribe(["t"], "workers")
+    await member.poll(5, 0)
+    await member.commit({PLACE: 5})
+    file = tmp_path / "log" / "groups" / "workers"
+    assert file.read_text() == "t 0 5\n"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+    assert all(path.suffix == ".seg" for path in (tmp_path / "log" / "t" / "0").iterdir())
+    await log.close()
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["not stored", "stored, and reported as failed"])
+async def test_whichever_operation_of_a_commit_fails_the_group_stands_before_it_or_behind_it(tmp_path: Path, after: bool) -> None:
+    await write(tmp_path, 10)
+    for number in range(100):
+        disk = FaultyDisk(after=after)
+        log = opened(tmp_path, disk)
+        member = log.subscribe(["t"], f"group-{number}")
+        await member.poll(9, 0)
+        await member.commit({PLACE: 3})
+        from_here = len(disk.operations)
+        disk.fails = lambda n, _name, at=from_here + number: n == at
+        try:
+            await member.commit({PLACE: 7})
+            whole = True
+        except LogUnavailable:
+            whole = False
+        assert (await member.committed())[PLACE] in ((7,) if whole else (3, 7))
+        disk.fails = lambda _number, _name: False
+        await member.commit({PLACE: 8})
+        await log.close()
+        again = opened(tmp_path)
+        successor = again.subscribe(["t"], f"group-{number}")
+        assert [r.offset for r in await successor.poll(9, 0)] == [8, 9]
+        await again.close()
+        if whole:
+            assert number > 3  # else nothing failed
+            break
+    else:
+        pytest.fail("a commit has no end")
+
+
+@pytest.mark.parametrize("text", [b"t 0\n", b"\x00\x00", b"t 0 -5\n", b"t zero 5\n"])
+async def test_a_group_whose_file_was_damaged_does_not_begin_anew(tmp_path: Path, text: bytes) -> None:
+    await write(tmp_path, 10)
+    log = opened(tmp_path)
+    (tmp_path / "log" / "groups").mkdir()
+    (tmp_path / "log" / "groups" / "workers").write_bytes(text)
+    member = log.subscribe(["t"], "workers")
+    for _ in range(2):
+        with pytest.raises(LogCorrupt, match="workers"):
+            await member.poll(10, 0)
+    with pytest.raises(LogCorrupt, match="workers"):
+        await member.commit({PLACE: 1})
+    await log.close()
+
+
+MEMBER = """
+import asyncio, sys
+from pathlib import Path
+from ingest.log.segments import SegmentLog
+from ingest.settings import LogSettings
+
+async def main():
+    member = SegmentLog(Path(sys.argv[1]) / "log", LogSettings()).subscribe(["t"], "workers")
+    assert len(await member.poll(7, 10)) == 7
+    await member.commit({("t", 0): 4})
+    print("ready", flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.slow
+async def test_a_member_that_was_killed_is_followed_at_once_by_another_which_reads_what_it_had_not_committed(
+    tmp_path: Path,
+) -> None:
+    await write(tmp_path, 10)
+    log = opened(tmp_path)
+    process = subprocess.Popen([sys.executable, "-c", MEMBER, str(tmp_path)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
+    try:
+        assert process.stdout is not None
+        assert await asyncio.to_thread(process.stdout.readline) == b"ready\n"
+        member = log.subscribe(["t"], "workers")
+        assert await member.poll(10, 0.3) == []
+        with pytest.raises(LogUnavailable, match="another member"):
+            await member.commit({PLACE: 1})
+        process.kill()
+        assert [r.offset for r in await member.poll(10, 20)] == list(range(4, 10))
+        await member.commit({PLACE: 10})
+    finally:
+        process.kill()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+    await log.close()
 
 
 # -- reading while another process writes ----------------------------------------------------------------------------------------
