@@ -59,7 +59,8 @@ class Subscription(Protocol):
     async def poll(self, records_max: int, timeout_seconds: float) -> Sequence[Record]:
         """Return the next records, as soon as there is one. One call at a time.
 
-        An empty sequence says that there was none for `timeout_seconds`; with 0, that there is none now.
+        An empty sequence says that there was none for `timeout_seconds`; with 0, that there is none now. From Kafka it says that
+        none has come: a broker that is away is told by `offsets`, or by an append, and reading goes on when it is back.
         What is returned is durable: no crash of the writer takes it back. A cancelled call has taken nothing.
 
         Raises:
@@ -125,7 +126,7 @@ class EventLog(Protocol):
     def assign(self, offsets: dict[Partition, int]) -> Subscription:
         """Read from these offsets on, in no group. Ends never; sees what other processes append.
 
-        An offset may lie ahead of the end.
+        An offset may lie ahead of the end. Where it lies below `begin_offsets`, reading begins there: the records' offsets tell.
         """
         ...
 
