@@ -6,11 +6,16 @@ import argparse
 import json
 import secrets
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 from pgwarden.api_client import ApiRefused, ApiUnreachable, BadUsage, Json, Place, call, find
 from pgwarden.printable import printable
 from pgwarden.tables import Column, duration_of, table, time_of, width
+
+APPLIED_SECONDS_MAX: Final = 5.0  # that a command waits for the gateways, as long as for one proof; the API waits a second itself
+APPLIED_INTERVAL_SECONDS: Final = 0.1
 
 
 def answered(arguments: argparse.Namespace, work: Callable[[Place], int]) -> int:
@@ -46,12 +51,19 @@ def failed(arguments: argparse.Namespace, answer: Json, code: int) -> int:
 def command(arguments: argparse.Namespace, place: Place, path: str, body: Json | None = None) -> Json:
     """POST, under an Idempotency-Key, so that a call whose answer was lost can be repeated.
 
+    While the answer says that a gateway does not act on it yet, it is repeated: that changes nothing and asks them anew.
+
     Raises:
         ApiRefused, ApiUnreachable: As `call`; the second says how to repeat it.
     """
     key = arguments.idempotency_key or f"cli-{secrets.token_hex(16)}"
+    until = time.monotonic() + APPLIED_SECONDS_MAX
     try:
-        return call(place, "POST", path, body, key)
+        answer = call(place, "POST", path, body, key)
+        while answer.get("applied") is False and time.monotonic() < until:
+            time.sleep(APPLIED_INTERVAL_SECONDS)
+            answer = call(place, "POST", path, body, key)
+        return answer
     except ApiUnreachable as unreachable:
         raise ApiUnreachable(f"{unreachable}; repeat the command with --idempotency-key {printable(key)}") from unreachable
 

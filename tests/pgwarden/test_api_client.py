@@ -12,7 +12,7 @@ import pytest
 from pgwarden import api_client
 from pgwarden.api_client import ApiRefused, ApiUnreachable, Place, call, path
 from pgwarden.cli import main
-from pgwarden.commands import revocations
+from pgwarden.commands import answers, revocations
 from pgwarden.references import Secret
 
 KEY = "pgwop_canary"
@@ -181,3 +181,110 @@ def test_older_ends_of_the_agent_are_not_shown(peer: Peer, capsys: pytest.Captur
     )  # fmt: skip
     assert main(["revoke", "a", "--reason", "r", "--api", peer.url]) == 0
     assert capsys.readouterr().out == "a is revoked; it can open no session\nno session was open\n"
+
+
+# -- who acts on it ------------------------------------------------------------------------------------------------------------------
+
+
+def taken(applied: list[bool]) -> Callable[[str, str], tuple[int, bytes]]:
+    """A grant's revocation, of which gateway-2 says each time what stands first in the list, and at last the last."""
+
+    def script(method: str, path: str) -> tuple[int, bytes]:
+        known = applied.pop(0) if len(applied) > 1 else applied[0]
+        said = {"grant": "g", "agent": "a", "state": "revoked", "applied": known, "waiting_for": [] if known else ["gateway-2"]}
+        return 200, json.dumps(said).encode()
+
+    return script
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_command_waits_until_every_gateway_acts_on_it(peer: Peer, capsys: pytest.CaptureFixture[str]) -> None:
+    peer.script = taken([False, False, True])
+    assert main(["grants", "revoke", "g", "--reason", "r", "--api", peer.url]) == 0
+    assert capsys.readouterr().out == "grant g of a is revoked\n"
+    assert peer.asked == [("POST", "/v1/grants/g/revoke")] * 3
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_gateway_that_does_not_act_on_it_is_named_and_exits_with_1(
+    peer: Peer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answers, "APPLIED_SECONDS_MAX", 0.3)
+    peer.script = taken([False])
+    assert main(["grants", "revoke", "g", "--reason", "r", "--api", peer.url]) == 1
+    assert capsys.readouterr().err == "pgwarden: recorded, but not acted on yet by gateway-2; see pgwarden health\n"
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("line", "path", "body"),
+    [
+        (["--subject", "idp", "ada"], "/v1/subjects/revoke", {"issuer": "idp", "subject": "ada"}),
+        (["--group", "idp", "staff"], "/v1/groups/revoke", {"issuer": "idp", "group": "staff"}),
+        (["--session", "s 1", "--of", "a"], "/v1/sessions/s%201/revoke", {"agent": "a"}),
+        (["--all"], "/v1/all/revoke", {}),
+    ],
+)
+def test_each_kind_of_revocation_shows_the_sessions_that_it_concerns_and_no_others(
+    peer: Peer, line: list[str], path: str, body: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = {"connection": "shop", "closed_at": None, "groups": [], "on_behalf_of": ""}
+    live = [
+        {**common, "session": "s 1", "agent": "a", "issuer": "https://idp", "subject": "ada", "groups": ["staff"]},
+        {**common, "session": "s2", "agent": "a", "issuer": "https://other", "subject": "ada", "groups": ["staff"]},
+    ]
+    proof = {
+        "closed_at": "2026-01-01T00:00:00.1Z",
+        **{f"kill_{step}_at": "2026-01-01T00:00:00.05Z" for step in ("requested", "decided", "client_closed", "backend_gone")},
+    }
+
+    def script(method: str, asked: str) -> tuple[int, bytes]:
+        if method == "POST":
+            said = {**body, "issuer": "https://idp", "agent": "a", "state": "revoked", "revoked_at": "2026-01-01T00:00:00Z"}
+            return 200, json.dumps(said).encode()
+        if "live=true" in asked:
+            return 200, json.dumps({"items": live, "next": None}).encode()
+        (row,) = [row for row in live if asked.endswith(str(row["session"]).replace(" ", "%20"))]
+        return 200, json.dumps({**row, **proof}).encode()
+
+    peer.script = script
+    assert main(["revoke", *line, "--reason", "r", "--api", peer.url, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    expected = ["s 1", "s2"] if line == ["--all"] else ["s 1"]
+    assert ([row["session"] for row in document["sessions"]], document["proven"]) == (expected, True)
+    assert ("POST", path) in peer.asked
+
+
+@pytest.mark.usefixtures("quick")
+def test_of_many_sessions_those_that_took_longest_are_shown_and_all_are_counted(
+    peer: Peer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"session": f"s{n:04}", "agent": "a", "connection": "shop", "closed_at": None} for n in range(1500)]
+    posted: list[str] = []
+
+    def script(method: str, asked: str) -> tuple[int, bytes]:
+        if method == "POST":
+            posted.append(asked)
+            return 200, b'{"state": "revoked", "revoked_at": "2026-01-01T00:00:00Z"}'
+        second = "before=next" in asked
+        if "live=true" in asked:
+            items: list[dict[str, object]] = [] if posted else [*(rows[1000:] if second else rows[:1000])]
+        else:
+            kills = [
+                {
+                    "session": row["session"], "recorded_at": "2026-01-01T00:00:01Z", "cause": "all revoked",
+                    "requested_at": "2026-01-01T00:00:00Z", "decided_at": "2026-01-01T00:00:00Z",
+                    "client_closed_at": "2026-01-01T00:00:00Z", "backend_gone_at": f"2026-01-01T00:00:00.{n:06}Z",
+                }
+                for n, row in enumerate(rows)
+            ]  # fmt: skip
+            older = {"session": "older", "recorded_at": "2025-12-31T00:00:00Z"}
+            items = [*(kills[1000:] if second else kills[:1000]), *([older] if second else [])]
+        more = not second and len(items) == 1000
+        return 200, json.dumps({"items": items, "next": "next" if more else None}).encode()
+
+    peer.script = script
+    assert main(["revoke", "--all", "--reason", "r", "--api", peer.url]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["everything is revoked; nobody can open a session", "1500 sessions were to end; the 50 that took longest:"]
+    assert (lines[3].split()[0], len(lines)) == ("s1499", 53)

@@ -272,3 +272,63 @@ def test_a_wrong_key_is_refused(house: House) -> None:
     code, _, err = house.run("agents", by=agent_keys.create_operator_key()[0])
     assert code == 2
     assert err.startswith("pgwarden: what is in env:PGWARDEN_OPERATOR_KEY opens nothing at http://127.0.0.1:")
+
+
+def test_a_session_and_everything_are_revoked_with_proof_and_the_gateways_word(
+    house: House, wait_for: Callable[..., object]
+) -> None:
+    keys = {name: house.agent(name) for name in ("reporter", "other")}
+    with contextlib.ExitStack() as open_:
+        first = open_.enter_context(contextlib.closing(house.connected("reporter", keys["reporter"])))
+        second = open_.enter_context(contextlib.closing(house.connected("reporter", keys["reporter"])))
+        other = open_.enter_context(contextlib.closing(house.connected("other", keys["other"])))
+        wait_for(lambda: len(house.json("sessions", "--live")["items"]) == 3)  # type: ignore[arg-type]
+        pid = first.execute("SELECT 1 FROM orders") and first.info.backend_pid
+        (session,) = [
+            row["session"] for row in house.json("sessions", "--live")["items"] if row["backend_pid"] == pid  # type: ignore[attr-defined]
+        ]  # fmt: skip
+
+        document = house.json("revoke", "--session", session, "--reason", "odd")
+        assert (document["agent"], document["applied"], document["waiting_for"]) == ("reporter", True, [])
+        assert (document["proven"], [row["session"] for row in document["sessions"]]) == (True, [session])  # type: ignore[attr-defined]
+        with pytest.raises(psycopg.OperationalError):
+            first.execute("SELECT 1 FROM orders")
+        assert second.execute("SELECT count(*) FROM orders").fetchone() == (100,)
+
+        code, out, err = house.run("revoke", "--all", "--reason", "attack")
+        lines = out.splitlines()
+        assert (code, err, lines[0], len(lines)) == (0, "", "everything is revoked; nobody can open a session", 4)
+        for connection in (second, other):
+            with pytest.raises(psycopg.OperationalError):
+                connection.execute("SELECT 1 FROM orders")
+        with pytest.raises(psycopg.OperationalError, match="all revoked"):
+            house.connect("reporter", keys["reporter"])
+    assert re.search(r"^all .* attack$", house.run("revocations")[1], re.MULTILINE)
+    assert house.run("reinstate", "--all")[:2] == (0, "whoever is not revoked by name may act again\n")
+    with contextlib.closing(house.connected("other", keys["other"])) as connection:
+        assert connection.execute("SELECT count(*) FROM orders").fetchone() == (100,)
+    code, _, err = house.run("revoke", "--group", "nowhere", "staff", "--reason", "x")
+    assert (code, err) == (1, 'pgwarden: issuer: "nowhere" is not configured; configured are none\n')
+
+
+def test_a_narrowed_grant_narrows_what_an_open_session_may_do(house: House) -> None:
+    key = house.agent("reporter")
+    both = ["--allow", "select, delete on public.orders", "--reason", "work"]
+    grant = str(house.json("grants", "request", "reporter", "--connection", "shop", *both)["grant"])
+    house.json("grants", "approve", grant, by=BOB)
+    with contextlib.closing(house.connected("reporter", key)) as connection:
+        end = time.monotonic() + 5
+        while True:
+            with contextlib.suppress(psycopg.errors.InsufficientPrivilege):
+                connection.execute("DELETE FROM orders WHERE false")
+                break
+            assert time.monotonic() < end
+        line = ["grants", "narrow", grant, "--connection", "shop", "--reason", "less"]
+        code, _, err = house.run(*line, "--allow", "insert on public.orders")
+        assert code == 1
+        assert f"grant {grant} does not allow insert on public.orders now; leave it out, or ask for another grant" in err
+        assert house.run(*line, "--allow", "select on public.orders")[:2] == (0, f"grant {grant} of reporter is narrowed\n")
+        # Its answer says that every gateway acts on it: so does the very next statement.
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            connection.execute("DELETE FROM orders WHERE false")
+        assert connection.execute("SELECT count(*) FROM orders").fetchone() == (100,)
