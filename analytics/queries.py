@@ -99,11 +99,14 @@ _AGENTS_SQL: Final = """
     select * from answer where $where"""
 
 # The page is cut from each table by itself, where DuckDB can pass over most of it, and before the texts are joined: else every
-# execution would meet every text. At a million executions that is 14 ms instead of 160.
+# execution would meet every text. Of `executions` it is cut by row number, so that only the page's rows are read whole: with a
+# filter by text that is 43 ms at ten million executions instead of 250.
 _STATEMENTS_SQL: Final = """
     with page as (
         select * from (
-            (select * from executions where $where $page) union all by name (select * from running where $where $page)
+            (select * from executions where rowid in (select rowid from executions where $where $page))
+            union all by name
+            (select * from running where $where $page)
         ) $page
     )
     select e.* exclude (writer), e.writer as gateway, left(x.text, $text_max) as text, x.text_mode, x.text_bytes, x.fingerprint,
@@ -395,19 +398,18 @@ QUESTIONS: Final[Mapping[str, Question]] = {
                     "days",
                     "integer",
                     "In the last so many days.",
-                    "started_at >= $now - to_days($days::integer)",
+                    "day >= date_trunc('day', $now - to_days($days::integer))",
                     default=30,
                     least=1,
                     most=3_650,
                 ),
             ),
-            """select e.agent, count(*) filter (decision = 'allow') as statements, count(*) filter (decision = 'deny') as denied,
-                    count(distinct e.session) as sessions, coalesce(sum(e.rows), 0)::bigint as rows,
-                    min(e.started_at) as first_at, max(e.started_at) as last_at
-                from executions_all e
+            """select agent, sum(statements)::bigint as statements, sum(denied)::bigint as denied,
+                    count(distinct session) as sessions, sum(rows)::bigint as rows, min(first_at) as first_at, max(last_at) as last_at
+                from statement_counts
                 where (session, statement) in (
                     select (session, statement) from texts where names_relation(relations, $relation)
-                ) and $where group by e.agent""",
+                ) and $where group by agent""",
             Order((("statements", "integer"), ("agent", "text"))),
         ),
         Question(
@@ -419,20 +421,18 @@ QUESTIONS: Final[Mapping[str, Question]] = {
                     "days",
                     "integer",
                     "In the last so many days.",
-                    "started_at >= $now - to_days($days::integer)",
+                    "day >= date_trunc('day', $now - to_days($days::integer))",
                     default=30,
                     least=1,
                     most=3_650,
                 ),
             ),
-            """select relation, list_sort(list_distinct(flatten(list(verbs)))) as verbs,
-                    count(*) filter (decision = 'allow') as statements,
-                    count(*) filter (decision = 'deny') as denied, coalesce(sum(rows), 0)::bigint as rows,
-                    min(started_at) as first_at, max(started_at) as last_at
+            """select relation, list_sort(list_distinct(flatten(list(verbs)))) as verbs, sum(statements)::bigint as statements,
+                    sum(denied)::bigint as denied, sum(rows)::bigint as rows, min(first_at) as first_at, max(last_at) as last_at
                 from (
-                    select e.decision, e.rows, e.started_at, x.verbs, unnest(x.relations) as relation
-                    from (select * from executions_all where $where) e
-                    join texts x on x.session = e.session and x.statement = e.statement
+                    select c.*, x.verbs, unnest(x.relations) as relation
+                    from (select * from statement_counts where $where) c
+                    join texts x on x.session = c.session and x.statement = c.statement
                 ) group by relation""",
             Order((("statements", "integer"), ("relation", "text"))),
         ),

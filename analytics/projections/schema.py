@@ -18,6 +18,7 @@ from analytics.projections import (
     revocations,
     session_counts,
     sessions,
+    statement_counts,
     statements,
     texts,
 )
@@ -36,6 +37,7 @@ PROJECTIONS: Final[tuple[Projection, ...]] = (
     statements.PROJECTION,  # its views read sessions and resolutions
     rates.PROJECTION,  # counts what statements has staged
     session_counts.PROJECTION,  # likewise
+    statement_counts.PROJECTION,  # likewise
     findings.PROJECTION,
 )
 
