@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import logging
 import secrets
-from pathlib import Path
 
 import pytest
 from kafka.admin import ConfigResource, KafkaAdminClient
@@ -122,23 +120,6 @@ def test_a_wrong_password_is_named_and_not_shown(broker: Broker, caplog: pytest.
     look(settings)
     assert wrong not in str(unavailable.value) + caplog.text
     assert PASSWORD not in caplog.text
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:unclosed <ssl.SSLSocket:ResourceWarning")  # kafka-python leaves a failed handshake's to the collector
-def test_a_broker_with_a_certificate_of_another_authority_is_not_trusted(broker: Broker, tmp_path: Path) -> None:
-    other = brokers.make_certificates(tmp_path)
-    settings = brokers.settings(broker, "test.", "sasl")
-    with pytest.raises(LogUnavailable, match="certificate is not trusted"):
-        look(hurried(settings, ca_file=str(other.ca)))
-    gc.collect()
-
-
-@pytest.mark.slow
-def test_brokers_that_are_not_there_are_named() -> None:
-    address = f"127.0.0.1:{brokers.port()}"
-    with pytest.raises(LogUnavailable, match=f"the brokers at {address} do not answer: nobody listens there"):
-        look(hurried(KafkaSettings((address,), tls=False)))
 
 
 def test_every_difference_of_a_topic_is_named() -> None:
