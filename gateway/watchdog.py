@@ -134,7 +134,8 @@ class Watchdog:
                 self._lost(_LOG, str(error))
                 await asyncio.sleep(0.25)
         late = self._settings.observations_read_max
-        begins = {place: max(0, end - late) for place, end in self._ends.items() if place[0] == "observations"}
+        kept = self._log.begin_offsets("observations")
+        begins = {place: max(begin, self._ends[place] - late) for place, begin in kept.items()}
         tasks.create_task(self._follow(_FIRST, begins), name="follow identity")
         tasks.create_task(self._follow(("sessions",), {}), name="follow sessions")
 

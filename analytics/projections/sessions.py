@@ -169,7 +169,9 @@ PROJECTION: Final = Projection(
                 k.ended_by as kill_ended_by,
                 s.bytes_in, s.bytes_out, s.executions, s.duration_us
             from session_records s
+            -- A gateway's last words may come late: what it had closed before it was missed was not ended for want of it.
             left join kills k on k.session = s.session
+                and (k.cause <> 'gateway gone' or s.closed_at is null or s.closed_at >= k.requested_at)
             left join boots b on b.writer = s.writer
             left join gateways g on g.writer = s.writer and g.boot = s.boot and g.stopped_at is not null"""
     },

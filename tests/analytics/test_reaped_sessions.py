@@ -118,6 +118,25 @@ async def test_the_tables_are_the_same_whichever_topic_was_read_first(log: Segme
     assert len(kills[0]) == 1
 
 
+@pytest.mark.parametrize(("closed_after_us", "state"), [(-1, "closed"), (0, "killed"), (90 * SECOND, "killed")])
+async def test_a_session_that_its_gateway_had_closed_before_it_was_missed_was_not_ended_for_want_of_it(
+    log: SegmentLog, empty: Store, closed_after_us: int, state: str
+) -> None:
+    gateway = await opened(log)
+    dog = Writer(log, "watchdog")
+    dog.add("reporter", reaped(START_US + SECOND, cause="gateway gone"))  # missed at START_US
+    await dog.write()
+    await everything(log, empty)
+    assert rows(empty, "select state from sessions") == [("killed",)]
+    gateway.now_us = START_US + closed_after_us
+    gateway.closed(UNDER)
+    await gateway.write()
+    frames, follower = await frames_of(log)
+    late = [pair for pair in frames if pair[0].topic == "sessions"][-1:]
+    empty.ingest(Batch(late, follower.offsets, follower.seen))
+    assert rows(empty, "select state, close_reason, kill_cause is null from sessions") == [(state, "client", state == "closed")]
+
+
 async def test_questions_show_who_ended_a_session_and_what_evidence_says(log: SegmentLog, empty: Store) -> None:
     gateway = await opened(log)
     gateway.add("reporter", OutcomeResolved(gateway.at(), 1, "not executed", "its text never left the gateway"), UNDER)
