@@ -23,7 +23,7 @@ from ingest.log import Entry, EventLog, GroupSubscription, LogCorrupt, LogUnavai
 from ingest.log.partitioner import partition
 from ingest.settings import KafkaSettings, Sasl
 from tests import broker as brokers
-from tests.broker import Broker
+from tests.broker import Broker, Cluster
 
 if TYPE_CHECKING:
     from ingest.log.kafka import KafkaLog
@@ -297,6 +297,70 @@ async def test_a_broker_that_is_killed_and_started_again_loses_nothing_and_is_fo
     once = list(dict.fromkeys(number(r) for r in found))
     assert once == list(range(appended))  # first seen in the order in which they were written, none lost
     assert [r.offset for r in found] == list(range(len(found)))
+    assert worst[0] < 1.0
+    await log.close()
+
+
+@pytest.mark.slow
+@pytest.mark.faults
+@pytest.mark.timeout(400)
+async def test_any_one_of_three_brokers_may_be_killed_while_records_come_and_go(cluster: Cluster) -> None:
+    settings = replace(brokers.settings(cluster, "own."), append_seconds_max=5.0, session_seconds=6.0)
+    await asyncio.to_thread(topics.apply, settings)
+    log = await open_log(settings)
+    subscription = log.assign({("statements", n): 0 for n in range(4)})
+    member = log.subscribe(["statements"], "workers")
+    found: list[Record] = []
+    worked: set[tuple[int, int]] = set()
+    appended = 0
+    going_on = True
+
+    async def write() -> None:
+        nonlocal appended
+        while going_on:
+            await append_surely(log, [entry(n, "statements", b"agent %d" % (n % 7)) for n in range(appended, appended + 7)])
+            appended += 7
+            await asyncio.sleep(0.01)
+
+    async def follow() -> None:
+        while True:
+            try:
+                found.extend(await subscription.poll(1000, 0.5))
+            except LogUnavailable:
+                await asyncio.sleep(0.05)
+
+    async def work() -> None:
+        while True:
+            try:
+                records = await member.poll(1000, 0.5)
+                worked.update((r.partition, r.offset) for r in records)
+                await member.commit({(r.topic, r.partition): r.offset + 1 for r in records})
+            except LogUnavailable:
+                await asyncio.sleep(0.05)
+
+    async with lag() as worst:
+        tasks = [asyncio.create_task(one()) for one in (write, follow, work)]
+        for broker in cluster.brokers:
+            before = appended
+            await asyncio.to_thread(broker.kill9)
+            async with asyncio.timeout(60):
+                while appended < before + 70:  # with one of them gone
+                    await asyncio.sleep(0.01)
+            await asyncio.to_thread(broker.start)
+            async with asyncio.timeout(60):
+                while any(found_.in_sync < 3 for found_ in await asyncio.to_thread(topics.look, settings)):
+                    await asyncio.sleep(0.2)
+        going_on = False
+        await tasks[0]
+        async with asyncio.timeout(60):
+            while {number(r) for r in found} != set(range(appended)) or len(worked) != len(found):
+                await asyncio.sleep(0.05)
+        for task in tasks[1:]:
+            task.cancel()
+    for key in {r.key for r in found}:
+        once = list(dict.fromkeys(number(r) for r in found if r.key == key))
+        assert once == sorted(once)  # a key's order is that in which it was written, whoever led its partition
+    assert {(r.partition, r.offset) for r in found} == worked
     assert worst[0] < 1.0
     await log.close()
 
