@@ -77,17 +77,18 @@ class Reports:
                 for record, frame in await follower.poll(timeout_seconds=1.0):
                     for _, event in frame.events:
                         if isinstance(event, GatewayReported):
-                            self._heard(event, record.at_us)
+                            past = record.offset < ends.get((record.topic, record.partition), 0)
+                            self._heard(event, max(0.0, (self._now_us() - record.at_us) / 1e6) if past else 0.0)
         finally:
             follower.close()
 
-    def _heard(self, word: GatewayReported, at_us: int) -> None:
+    def _heard(self, word: GatewayReported, age_seconds: float) -> None:
+        """`age_seconds`: by two machines' clocks, so of the past alone. A gateway whose clock is behind is not silent."""
         before = self._words.get(word.gateway)
         # Where two processes bear a name, or an old one's word comes late, the newer boot counts.
         if before is not None and (word.boot, word.at_us) < (before[0].boot, before[0].at_us):
             return
-        age = max(0.0, (self._now_us() - at_us) / 1e6)
-        self._words[word.gateway] = (word, self._clock() - age)
+        self._words[word.gateway] = (word, self._clock() - age_seconds)
         if len(self._words) > GATEWAYS_MAX:
             del self._words[min(self._words, key=lambda name: self._words[name][1])]
 

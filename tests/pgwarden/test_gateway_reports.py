@@ -1,0 +1,122 @@
+"""What gateways say of themselves in the log: who acts on a change, and who was silent for too long to be waited for."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from ingest.events import GatewayReported
+from ingest.log.memory import MemoryLog
+from pgwarden.gateways import GATEWAYS_MAX, SILENT_SECONDS_MAX, Reports
+from tests.analytics.scenario import Writer
+
+NOW_US = 1_700_000_000_000_000  # by the gateways' clocks
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+def word(gateway: str, identity_at_us: int, *, boot: int = 1, at_us: int = NOW_US) -> GatewayReported:
+    return GatewayReported(at_us, gateway, boot, 1, True, 0, "", 0, 0, 0, identity_at_us, 0, 0, 0, 0, 0, 0)
+
+
+class Relays:
+    """Each gateway's words, as its relay records them."""
+
+    def __init__(self, log: MemoryLog) -> None:
+        self._log = log
+        self._writers: dict[str, Writer] = {}
+
+    async def say(self, *words: GatewayReported) -> None:
+        for one in words:
+            writer = self._writers.setdefault(one.gateway, Writer(self._log, f"{one.gateway}-relay"))
+            writer.add(one.gateway, one)
+            await writer.write()
+
+
+@pytest.fixture
+def log() -> MemoryLog:
+    return MemoryLog({"observations": 4})
+
+
+@contextlib.asynccontextmanager
+async def following(
+    log: MemoryLog, clock: Clock, now_us: Callable[[], int] = lambda: time.time_ns() // 1000
+) -> AsyncIterator[Reports]:
+    reports = Reports(log, clock, now_us)
+    task = asyncio.create_task(reports.run())
+    try:
+        yield reports
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def test_a_gateway_is_waited_for_until_it_says_that_it_acts_on_the_change(log: MemoryLog) -> None:
+    relays = Relays(log)
+    await relays.say(word("gateway-1", 500), word("gateway-2", 400))
+    async with following(log, Clock()) as reports:
+        await until(lambda: len(reports.newest()) == 2)
+        assert await reports.waiting_for(400) == []
+        assert await reports.waiting_for(500) == ["gateway-2"]
+        assert await reports.waiting_for(501) == ["gateway-1", "gateway-2"]
+        await relays.say(word("gateway-2", 501, at_us=NOW_US + 1))
+        await until(lambda: reports.newest()[1].identity_at_us == 501)
+        assert await reports.waiting_for(501) == ["gateway-1"]
+
+
+async def test_a_gateway_that_was_silent_for_too_long_holds_nobody_up(log: MemoryLog) -> None:
+    clock = Clock()
+    await Relays(log).say(word("gateway-1", 1))
+    async with following(log, clock) as reports:
+        await until(lambda: reports.newest())
+        clock.seconds += SILENT_SECONDS_MAX - 1
+        assert await reports.waiting_for(2) == ["gateway-1"]
+        clock.seconds += 2
+        assert await reports.waiting_for(2) == []
+
+
+async def test_a_gateway_whose_clock_is_far_behind_is_waited_for_all_the_same(log: MemoryLog) -> None:
+    relays = Relays(log)
+    async with following(log, Clock(), lambda: time.time_ns() // 1000 + 3_600_000_000) as reports, asyncio.timeout(10):
+        while not reports.newest():  # what was said before it followed is an hour old to it
+            await relays.say(word("gateway-1", 1))
+            await asyncio.sleep(0.02)
+        assert await reports.waiting_for(2) == ["gateway-1"]
+
+
+async def test_the_word_of_the_newer_boot_counts(log: MemoryLog) -> None:
+    relays = Relays(log)
+    await relays.say(
+        word("gateway-1", 900, boot=1, at_us=NOW_US + 9), word("gateway-1", 100, boot=2), word("gateway-1", 950, boot=1)
+    )
+    async with following(log, Clock()) as reports:
+        await until(lambda: [one.boot for one in reports.newest()] == [2])
+        await relays.say(word("zz", 1))
+        await until(lambda: len(reports.newest()) == 2)
+        assert reports.newest()[0].identity_at_us == 100
+
+
+async def test_names_that_were_made_up_do_not_pile_up_without_end(log: MemoryLog) -> None:
+    relays = Relays(log)
+    async with following(log, Clock()) as reports:
+        await relays.say(*(word(f"gateway-{n}", 1) for n in range(GATEWAYS_MAX + 50)))
+        await until(lambda: reports.newest() and max(int(one.gateway[8:]) for one in reports.newest()) == GATEWAYS_MAX + 49)
+        await asyncio.sleep(0.05)
+        assert len(reports.newest()) <= GATEWAYS_MAX
