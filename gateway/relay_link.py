@@ -12,8 +12,9 @@ from typing import Final
 
 from ingest import relay_lines
 from ingest.events import GatewayReported
+from ingest.log import Partition
 from ingest.recorder import Recorder
-from ingest.relay_lines import RelayState
+from ingest.relay_lines import GatewayWord, RelayState
 from ingest.settings import RelaySettings
 
 _RECONNECT_SECONDS: Final = 0.05
@@ -35,13 +36,15 @@ class RelayLink:
         settings: RelaySettings,
         report: Callable[[int], GatewayReported],
         identity_at_us: Callable[[], int],
+        needed: Callable[[], Mapping[Partition, int]],
     ) -> None:
-        """`report` is asked with the backlog's bytes; also whenever `identity_at_us` has changed."""
+        """`report` is asked with the backlog's bytes; also when `identity_at_us` has changed. `needed`: what must not go yet."""
         self._path = path
         self._recorder = recorder
         self._settings = settings
         self._report = report
         self._identity_at_us = identity_at_us
+        self._needed = needed
         self._state = RelayState(0)
         self._backlog_counted = -1  # bytes, by the relay that counted last; -1 = none has
         self._written_bytes = 0  # by the recorder, when it said so
@@ -158,6 +161,10 @@ class RelayLink:
             return ": the relay does not answer"
         return f": {self._state.error}" if self._state.error else ""
 
+    def _word(self) -> GatewayWord:
+        needed = {topic: offset for (topic, _), offset in self._needed().items()}
+        return GatewayWord(self._report(self._backlog_bytes()), needed)
+
     async def _send_reports(self, writer: asyncio.StreamWriter) -> None:
         told_us, due = -1, 0.0
         while True:
@@ -165,5 +172,5 @@ class RelayLink:
             if identity_at_us != told_us or time.monotonic() >= due:
                 told_us, due = identity_at_us, time.monotonic() + self._settings.report_ms / 1000
                 if writer.transport.get_write_buffer_size() < _UNSENT_BYTES_MAX:
-                    writer.write(relay_lines.line(self._report(self._backlog_bytes())))
+                    writer.write(relay_lines.line(self._word()))
             await asyncio.sleep(_REPORT_SECONDS_MIN)

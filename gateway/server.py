@@ -57,7 +57,7 @@ from ingest.events import (
     Stamp,
     StatementCancelled,
 )
-from ingest.log import EventLog, LogUnavailable
+from ingest.log import EventLog, LogUnavailable, Partition
 from ingest.log.segments import Recovery
 from ingest.recorder import Recorder, RecorderState
 
@@ -750,6 +750,10 @@ class Gateway:
             sessions_denied=total.sessions_denied,
             killed=total.killed,
         )
+
+    def needed(self) -> Mapping[Partition, int]:
+        """From where on the next start may have to read the record; {} while that is not known."""
+        return self._aftermath.needed() if self._aftermath is not None else {}
 
     def _refused_now(self) -> int:
         return self.refused_unrecorded() - self._refused_before if self._outage else 0

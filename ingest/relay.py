@@ -21,7 +21,7 @@ from ingest.events import GatewayReported
 from ingest.log import Entry, EventLog, LogCorrupt, LogUnavailable, Partition, Record
 from ingest.log.segments import SegmentLog
 from ingest.recorder import Recorder
-from ingest.relay_lines import RelayState
+from ingest.relay_lines import GatewayWord, RelayState
 from ingest.settings import RecorderSettings, RelaySettings
 
 SHIPPED: Final = ("sessions", "statements")
@@ -306,6 +306,7 @@ class Relay:
         self._shipping: list[asyncio.Task[None]] = []
         self._reports: Recorder | None = None
         self._unreported: GatewayReported | None = None
+        self._needed: Mapping[str, int] = {}
         self._contact_mono_us = 0
         self._identity_offset = 0
         self._closed = False
@@ -341,11 +342,12 @@ class Relay:
             group.create_task(_for_ever("asking", self._troubles, lambda: self._ask(brokers, mirrors["identity"])))
 
     async def _trim(self, commands: Mirror) -> None:
-        """Give up what is old here and safe there. `identity` stays: it is what this gateway's registry is made of."""
+        """Give up what is old here, safe there, and not needed at the gateway's next start, for which `identity` stays whole."""
         while True:
             await asyncio.sleep(min(_TRIM_SECONDS, self._settings.keep_seconds / 4))
             before_us = time.time_ns() // 1_000 - int(self._settings.keep_seconds * 1e6)
-            safe = dict(self._shipper.shipped) if self._shipper is not None else {}
+            shipped = self._shipper.shipped if self._shipper is not None else {}
+            safe = {place: min(offset, self._needed.get(place[0], 0)) for place, offset in shipped.items()}
             if commands.next_offset >= 0:
                 safe[("commands", 0)] = commands.next_offset
             for (topic, number), end in safe.items():
@@ -373,19 +375,20 @@ class Relay:
         for task in done:
             task.result()  # what no log can do has ended it: so ends this process, and another begins
 
-    def report(self, word: GatewayReported) -> None:
-        """Publish the gateway's word on itself. While an earlier one is on its way the newest waits, and the others are dropped."""
-        self._unreported = word
+    def heard(self, word: GatewayWord) -> None:
+        """Publish the gateway's report. While an earlier one is on its way the newest waits, and the others are dropped."""
+        self._needed = word.needed
+        self._unreported = word.report
         self._publish()
 
     def _publish(self) -> None:
-        word, reports = self._unreported, self._reports
-        if word is None or reports is None or self._closed or reports.state().pending_events:
+        report, reports = self._unreported, self._reports
+        if report is None or reports is None or self._closed or reports.state().pending_events:
             return
         self._unreported = None
         if self._shipper is not None and self._shipper.backlog_bytes >= 0:
-            word = msgspec.structs.replace(word, backlog_bytes=self._shipper.backlog_bytes)
-        reports.when_durable(reports.record("observations", self._gateway, word), self._publish)
+            report = msgspec.structs.replace(report, backlog_bytes=self._shipper.backlog_bytes)
+        reports.when_durable(reports.record("observations", self._gateway, report), self._publish)
 
     async def finish(self, seconds: float) -> bool:
         """Whether the brokers had what is in the local log now before so much time was over. After `run` was cancelled."""

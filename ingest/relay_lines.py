@@ -25,11 +25,18 @@ class RelayState(msgspec.Struct, frozen=True):
     error: str = ""  # what is in the way now; "" = nothing
 
 
+class GatewayWord(msgspec.Struct, frozen=True):
+    """The gateway's: every second, and as soon as it acts on a newer identity."""
+
+    report: GatewayReported
+    needed: dict[str, int] = {}  # topic -> from which local offset on its next start may have to read; {} = not known
+
+
 _states: Final = msgspec.json.Decoder(RelayState)
-_reports: Final = msgspec.json.Decoder(GatewayReported)
+_words: Final = msgspec.json.Decoder(GatewayWord)
 
 
-def line(word: RelayState | GatewayReported) -> bytes:
+def line(word: RelayState | GatewayWord) -> bytes:
     return msgspec.json.encode(word) + b"\n"
 
 
@@ -38,6 +45,6 @@ def state(data: bytes) -> RelayState:
     return _states.decode(data)
 
 
-def report(data: bytes) -> GatewayReported:
+def word(data: bytes) -> GatewayWord:
     """Raises ValueError."""
-    return _reports.decode(data)
+    return _words.decode(data)

@@ -85,7 +85,7 @@ async def _run(config: Config) -> int:
     relaying: list[asyncio.Task[None]] = []
     if config.kafka is not None:
         path = config.state / RELAY_SOCKET_FILE
-        link = RelayLink(path, recorder, config.log.relay, gateway.report, lambda: gateway.identity_at_us)
+        link = RelayLink(path, recorder, config.log.relay, gateway.report, lambda: gateway.identity_at_us, gateway.needed)
         gateway.why_stale = link.why_stale
         relaying = [loop.create_task(child.keep()), loop.create_task(link.run())]
         if not await link.mirrored(config.log.relay.stale_seconds_max):

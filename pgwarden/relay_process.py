@@ -1,7 +1,7 @@
 """`pgwarden relay`: carries one gateway's record to Kafka and brings identities and orders back, until it is told to stop.
 
 Listens at `run/relay.sock`. Whoever connects hears its state, a JSON object a line, at each change and every second, and may send
-the gateway's reports, a line each.
+the gateway's word, a line each time.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class _Listeners:
             with contextlib.suppress(OSError, ValueError):
                 while line := await reader.readline():
                     assert self.relay is not None
-                    self.relay.report(relay_lines.report(line))
+                    self.relay.heard(relay_lines.word(line))
         finally:
             telling.cancel()
             writer.close()

@@ -27,6 +27,7 @@ class Peer:
 
     def __init__(self) -> None:
         self.reports: list[GatewayReported] = []
+        self.needed: dict[str, int] = {}
         self.connections = 0
         self._writer: asyncio.StreamWriter | None = None
 
@@ -35,7 +36,9 @@ class Peer:
         self._writer = writer
         with contextlib.suppress(OSError):
             while line := await reader.readline():
-                self.reports.append(relay_lines.report(line))
+                word = relay_lines.word(line)
+                self.reports.append(word.report)
+                self.needed = word.needed
         writer.close()
 
     def say(self, state: RelayState | bytes) -> None:
@@ -71,7 +74,9 @@ async def room(tmp_path: Path, await_for: Callable[..., Awaitable[object]]) -> A
     def report(backlog_bytes: int) -> GatewayReported:
         return GatewayReported(1, "gateway-1", 1, 2, True, 0, "", 0, 0, backlog_bytes, made.identity_at_us, 0, 0, 0, 0, 0, 0)
 
-    made = Room(RelayLink(path, recorder, SETTINGS, report, lambda: made.identity_at_us), recorder, peer)
+    made = Room(
+        RelayLink(path, recorder, SETTINGS, report, lambda: made.identity_at_us, lambda: {("sessions", 0): 5}), recorder, peer
+    )
     running = asyncio.create_task(made.link.run())
     await await_for(lambda: peer.connections)
     yield made
@@ -196,6 +201,7 @@ async def test_a_gateway_reports_now_and_then_and_at_once_when_it_acts_on_a_newe
     room: Room, await_for: Callable[..., Awaitable[object]]
 ) -> None:
     await await_for(lambda: len(room.peer.reports) >= 3)
+    assert room.peer.needed == {"sessions": 5}
     room.identity_at_us = 8
     await await_for(lambda: room.peer.reports[-1].identity_at_us == 8)
     room.peer.say(current(0, backlog_bytes=123))

@@ -19,6 +19,7 @@ from ingest.log.partitioner import partition
 from ingest.log.segments import SegmentLog
 from ingest.recorder import Recorder
 from ingest.relay import Relay, mono_us
+from ingest.relay_lines import GatewayWord
 from ingest.settings import LogSettings, RecorderSettings, RelaySettings
 
 PARTITIONS = {"identity": 1, "commands": 1, "sessions": 2, "statements": 4, "observations": 2}
@@ -357,7 +358,7 @@ async def test_the_newest_report_of_a_gateway_is_published_and_older_ones_that_w
             while not relay.state().contact_mono_us:
                 await asyncio.sleep(0.005)
         for n in range(1, 101):
-            relay.report(report(n))
+            relay.heard(GatewayWord(report(n)))
         async with asyncio.timeout(10):
             while report(100) not in (events := await bench.there("observations")):
                 await asyncio.sleep(0.005)
@@ -366,7 +367,9 @@ async def test_the_newest_report_of_a_gateway_is_published_and_older_ones_that_w
         assert place[1] == partition(b"gateway-1", 2)
 
 
-async def test_old_segments_go_once_the_brokers_have_them_and_identities_stay(bench: Bench) -> None:
+async def test_old_segments_go_once_the_brokers_have_them_and_the_gateway_needs_them_no_more_and_identities_stay(
+    bench: Bench,
+) -> None:
     api = Recorder(bench.brokers, "api", 1, RecorderSettings())
     for n in range(300):
         await api.recorded(api.record("identity", "a", revoked(n)))
@@ -379,9 +382,13 @@ async def test_old_segments_go_once_the_brokers_have_them_and_identities_stay(be
             assert recorder._log.begin_offsets("sessions") == {("sessions", 0): 0}, "they have nothing yet"
             bench.brokers.away = False
             await shipped(bench, recorder, relay)
+            await asyncio.sleep(0.3)
+            assert recorder._log.begin_offsets("sessions") == {("sessions", 0): 0}, "the gateway may need it"
+            relay.heard(GatewayWord(report(1), {"sessions": 250, "statements": 0}))
             async with asyncio.timeout(20):
                 while recorder._log.begin_offsets("sessions")[("sessions", 0)] < 100:
                     await asyncio.sleep(0.01)
+                assert recorder._log.begin_offsets("sessions")[("sessions", 0)] <= 250
                 while relay.state().identity_offset < 300:
                     await asyncio.sleep(0.01)
             await recorder.recorded(recorder.record("sessions", "agent 0", denied(0, 300)))
@@ -395,6 +402,7 @@ async def test_old_segments_go_once_the_brokers_have_them_and_identities_stay(be
 async def test_segments_that_are_young_stay(bench: Bench) -> None:
     async with bench.recorder() as recorder, bench.relay(replace(SETTINGS, keep_seconds=2.0)) as relay:
         began = asyncio.get_running_loop().time()
+        relay.heard(GatewayWord(report(1), {"sessions": 300}))
         for n in range(300):
             await recorder.recorded(recorder.record("sessions", "agent 0", denied(0, n)))
         await shipped(bench, recorder, relay)
