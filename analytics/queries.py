@@ -22,6 +22,7 @@ Item: TypeAlias = dict[str, object]
 
 LIMIT_DEFAULT: Final = 100
 LIMIT_LONG: Final = 1_000  # where a page that is cut would mislead
+FIRST_LOOK: Final = timedelta(days=1)  # where a filter is costly
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _US_MAX: Final = 253_402_300_799_999_999  # the year 9999
 
@@ -41,6 +42,7 @@ class Parameter:
     sentence: str
     where: str = ""  # the condition that it adds to the question, or "" where the question itself names it
     required: bool = False
+    costly: bool = False  # as a filter it wants every execution looked at: the last day's are looked at first
     choices: tuple[str, ...] = ()
     default: int | None = None
     least: int = 0
@@ -65,6 +67,14 @@ class Question:
     renamed: Mapping[str, str] | None = None
     json_columns: tuple[str, ...] = ()
     limit_default: int = LIMIT_DEFAULT
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    sql: str
+    bound: Mapping[str, object]
+    limit: int
+    first_look: tuple[str, Mapping[str, object]] | None  # the same for the newest day alone: if it fills the page, it is the page
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,15 +309,21 @@ QUESTIONS: Final[Mapping[str, Question]] = {
                     "text",
                     "Whose text has this in it, in any case.",
                     _TEXTS.replace("$condition", "contains(lower(text), lower($text))"),
+                    costly=True,
                 ),
                 Parameter(
-                    "fingerprint", "text", "Of this shape alone.", _TEXTS.replace("$condition", "fingerprint = $fingerprint")
+                    "fingerprint",
+                    "text",
+                    "Of this shape alone.",
+                    _TEXTS.replace("$condition", "fingerprint = $fingerprint"),
+                    costly=True,
                 ),
                 Parameter(
                     "relation",
                     "text",
                     "That name this table, `schema.name` or `name`.",
                     _TEXTS.replace("$condition", "names_relation(relations, $relation)"),
+                    costly=True,
                 ),
                 Parameter("since_us", "time", _SINCE, "started_at >= $since_us"),
                 Parameter("until_us", "time", _UNTIL, "started_at < $until_us"),
@@ -405,7 +421,8 @@ QUESTIONS: Final[Mapping[str, Question]] = {
                 ),
             ),
             """select agent, sum(statements)::bigint as statements, sum(denied)::bigint as denied,
-                    count(distinct session) as sessions, sum(rows)::bigint as rows, min(first_at) as first_at, max(last_at) as last_at
+                    count(distinct session) as sessions, sum(rows)::bigint as rows, min(first_at) as first_at,
+                    max(last_at) as last_at
                 from statement_counts
                 where (session, statement) in (
                     select (session, statement) from texts where names_relation(relations, $relation)
@@ -490,22 +507,26 @@ class Queries:
         question = QUESTIONS.get(name)
         if question is None:
             raise QuestionInvalid(f"there is no question {name[:100]!r}; GET /v1/questions names them all")
-        sql, bound, limit = _asked(question, given, self._settings, self._now_us())
+        asked = _asked(question, given, self._settings, self._now_us())
         if self._waiting >= self._settings.questions_waiting_max:
             raise QuestionFailed(f"{self._waiting} questions are waiting; try again in a few seconds")
         self._waiting += 1
         try:
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._threads, self._answer, question, sql, bound, limit)
+            return await loop.run_in_executor(self._threads, self._answer, question, asked)
         finally:
             self._waiting -= 1
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _answer(self, question: Question, sql: str, bound: Mapping[str, object], limit: int) -> Answer:
+    def _answer(self, question: Question, asked: _Asked) -> Answer:
+        limit = asked.limit
         try:
-            found = self._store.read(sql, bound, self._settings.question_seconds_max)
+            seconds_max = self._settings.question_seconds_max
+            found = self._store.read(*asked.first_look, seconds_max) if asked.first_look else None
+            if found is None or len(found.rows) <= limit:
+                found = self._store.read(asked.sql, asked.bound, seconds_max)
         except ReadTooLong as error:
             raise QuestionFailed(
                 f"the answer took more than {self._settings.question_seconds_max:g} s; narrow it by time"
@@ -530,7 +551,7 @@ class Queries:
         return Answer(items, following)
 
 
-def _asked(question: Question, given: Given, settings: AnalyticsSettings, now_us: int) -> tuple[str, dict[str, object], int]:
+def _asked(question: Question, given: Given, settings: AnalyticsSettings, now_us: int) -> _Asked:
     known = {parameter.name for parameter in question.parameters} | {"limit", "before"}
     unknown = sorted(set(given) - known)
     if unknown:
@@ -561,17 +582,23 @@ def _asked(question: Question, given: Given, settings: AnalyticsSettings, now_us
     direction = " desc" if question.order.descending else ""
     order = "order by " + ", ".join(f'"{column}"{direction}' for column, _ in question.order.columns)
     conditions = " and ".join(where) or "true"
+    first_look = None
+    if "$now" in question.sql or "$now" in conditions:
+        bound["now"] = _time(now_us)
+    if "$text_max" in question.sql:
+        bound["text_max"] = settings.answer_text_max
     if "$page" in question.sql:
         inner = f"{conditions} and {comparison}" if comparison else conditions
-        sql = question.sql.replace("$where", inner).replace("$page", f"{order} limit $page_rows") + " " + order
+        sql = question.sql.replace("$page", f"{order} limit $page_rows") + " " + order
+        if any(parameter.costly and parameter.name in bound for parameter in question.parameters):
+            ends = [end for name in ("until_us", "key0") if isinstance(end := bound.get(name), datetime)]
+            since = {"first_look": min([_time(now_us), *ends]) - FIRST_LOOK}
+            first_look = (sql.replace("$where", f"{inner} and started_at >= $first_look"), bound | since)
+        sql = sql.replace("$where", inner)
     else:
         sql = _PAGE_AROUND.replace("$question", question.sql.replace("$where", conditions)).replace("$after", comparison or "true")
         sql = sql.replace("$order", order)
-    if "$now" in sql:
-        bound["now"] = _time(now_us)
-    if "$text_max" in sql:
-        bound["text_max"] = settings.answer_text_max
-    return sql, bound, limit
+    return _Asked(sql, bound, limit, first_look)
 
 
 def _value(parameter: Parameter, value: object) -> object:

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import pytest
 
-from analytics.queries import QUESTIONS, Given, Order, Queries, Question, QuestionFailed, QuestionInvalid, described
+from analytics.queries import QUESTIONS, Given, Order, Queries, Question, QuestionFailed, QuestionInvalid, _asked, described
 from analytics.rebuild import rebuild
 from analytics.settings import AnalyticsSettings
 from analytics.store import Store
+from bench import history
 from ingest.events import AgentRevoked, RecordingStopped
 from ingest.log.segments import SegmentLog
 from tests.analytics.scenario import MINUTE, START_US, Writer
@@ -254,6 +256,64 @@ async def test_pages_of_one_make_the_whole_answer(queries: Queries, question: st
         given["before"] = page.next
     assert pages == whole
     assert json.loads(json.dumps(whole)) == whole
+
+
+async def test_a_costly_filter_finds_the_same_whether_the_newest_day_fills_the_page_or_not(
+    log: SegmentLog, settings: AnalyticsSettings
+) -> None:
+    await history.write(log, history.Past(4_000, agents=5, tables=4, live_sessions=4, frames_of_session=3, days=6))
+    await rebuild(log, settings)
+    store = Store.open(settings)
+    queries = Queries(store, settings, lambda: history.END_US)
+    try:
+        for given in ({"relation": "table_0"}, {"text": "FROM public.table_1"}, {"relation": "table_0", "decision": "deny"}):
+            whole = (await queries.ask("statements", {**given, "limit": 1_000})).items
+            pages: list[object] = []
+            following: str | None = ""
+            while following is not None:
+                page = await queries.ask("statements", {**given, "limit": 90, "before": following})
+                pages, following = pages + page.items, page.next if len(pages) < 900 else None
+            assert pages == whole[: len(pages)]
+            assert len(pages) > 20, given
+            times = [str(item["started_at"]) for item in whole]
+            assert times == sorted(times, reverse=True)
+    finally:
+        queries.close()
+        store.close()
+
+
+@pytest.mark.parametrize("question", sorted(set(QUESTIONS) - {"statements", "statement", "timeline", "denials"}))
+def test_no_question_but_those_about_single_executions_reads_them(store: Store, told: AnalyticsSettings, question: str) -> None:
+    asked = _asked(QUESTIONS[question], required(question), told, NOW_US)
+    assert [columns for table, columns in scans(store, asked.sql, asked.bound) if table == "executions"] == []
+
+
+@pytest.mark.parametrize("given", [{}, {"agent": "reporter"}, {"relation": "orders"}, {"text": "x"}, {"outcome": "error"}])
+def test_only_the_rows_of_a_page_are_read_whole(store: Store, told: AnalyticsSettings, given: Given) -> None:
+    asked = _asked(QUESTIONS["statements"], given, told, NOW_US)
+    for sql, bound in {asked.sql: asked.bound, **dict([asked.first_look] if asked.first_look else [])}.items():
+        columns = [columns for table, columns in scans(store, sql, bound) if table == "executions"]
+        # One scan finds the page by few columns; the other reads all of them, of the page's rows.
+        assert sorted(len(some) > 10 for some in columns) == [False, True], columns
+
+
+def scans(store: Store, sql: str, bound: Mapping[str, object]) -> list[tuple[str, list[str]]]:
+    """Of the plan: each table that is scanned, and its columns that are."""
+    (row,) = store.read(f"explain (format json) {sql}", bound).rows
+    found: list[tuple[str, list[str]]] = []
+
+    def walk(node: dict[str, Any]) -> None:
+        info = node["extra_info"]
+        if "Table" in info:
+            columns = info.get("Projections", [])
+            found.append((info["Table"].split(".")[-1], [columns] if isinstance(columns, str) else columns))
+        for child in node["children"]:
+            walk(child)
+
+    for root in json.loads(str(row[1])):
+        walk(root)
+    assert found
+    return found
 
 
 @pytest.mark.parametrize("question", sorted(QUESTIONS))
