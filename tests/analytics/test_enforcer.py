@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -19,7 +19,7 @@ from ingest.events import (
     SessionReaped,
 )
 from ingest.log import Entry, LogUnavailable, Record
-from ingest.log.memory import MemoryLog
+from ingest.log.memory import MemoryLog, MemorySubscription
 from ingest.log.partitioner import partition
 from tests.analytics.histories import History, wanted
 from tests.analytics.scenario import START_US, Writer, stamp
@@ -148,17 +148,66 @@ async def test_what_nobody_hands_over_is_read_from_the_log(log: MemoryLog) -> No
         await until(lambda: orders.sessions == ["a"], "a consumer that stands still holds a revocation back")
 
 
-async def test_what_is_handed_over_while_the_past_is_read_is_not_lost(log: MemoryLog) -> None:
-    await opened(log, *((f"s{n}", "reporter") for n in range(3000)))
-    place = partition(b"reporter", SESSIONS)
+class Gate:
+    """Holds a reader of `sessions` after its first record, until it is opened."""
+
+    def __init__(self, log: MemoryLog, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.opened = asyncio.Event()
+        self.reached = asyncio.Event()
+        assign = log.assign
+
+        def held(offsets: dict[tuple[str, int], int]) -> MemorySubscription:
+            subscription = assign(offsets)
+            if any(topic == "sessions" for topic, _ in offsets):
+                poll = subscription.poll
+                records = 0
+
+                async def wait(records_max: int, timeout_seconds: float) -> Sequence[Record]:
+                    nonlocal records
+                    records += 1
+                    if records == 2:
+                        self.reached.set()
+                        await self.opened.wait()
+                    return await poll(1 if records == 1 else records_max, timeout_seconds)
+
+                monkeypatch.setattr(subscription, "poll", wait)
+            return subscription
+
+        monkeypatch.setattr(log, "assign", held)
+
+
+async def test_what_is_handed_over_while_the_past_is_read_is_not_lost(log: MemoryLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    await opened(log, ("a", "reporter"), ("b", "reporter"))
+    gate = Gate(log, monkeypatch)
     async with running(log, Orders()) as enforcer:
-        enforcer.give([place], lambda _: None)
-        await until(lambda: enforcer.live() != {})
-        assert enforcer.standing().reading
+        enforcer.give([partition(b"reporter", SESSIONS)], lambda _: None)
+        await gate.reached.wait()
         await opened(log, ("last", "reporter"))
+        monkeypatch.undo()
         await hand(enforcer, (await records(log))[-1:])
+        gate.opened.set()
         await until(lambda: not enforcer.standing().reading)
-        assert "last" in enforcer.live()
+        assert set(enforcer.live()) == {"a", "b", "last"}
+
+
+async def test_no_order_goes_out_before_all_of_the_past_is_known(log: MemoryLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    await opened(log, ("over", "reporter"))
+    gateway = Writer(log, "gw")  # type: ignore[arg-type]
+    gateway.framer._next_seq["sessions"] = 1
+    gateway.closed(stamp("over", "reporter"))
+    await gateway.write()
+    orders = Orders()
+    gate = Gate(log, monkeypatch)
+    async with running(log, orders, QUICK) as enforcer:
+        enforcer.give([partition(b"reporter", SESSIONS)], lambda _: None)
+        await gate.reached.wait()
+        await revoke(log, "reporter")
+        await until(lambda: enforcer.standing().orders_pending == 1)
+        enforcer._news.set()
+        await asyncio.sleep(0.05)
+        gate.opened.set()
+        await until(lambda: not enforcer.standing().reading and not enforcer.standing().orders_pending)
+        assert (orders.taken, enforcer.live()) == ([], {})
 
 
 async def test_of_the_past_only_sessions_that_still_live_are_ended(log: MemoryLog) -> None:
@@ -218,13 +267,17 @@ async def test_an_earlier_boots_session_that_is_sent_again_behind_the_floor_does
     async with running(log, Orders()) as enforcer:
         await given(enforcer, [place])
         await opened(log, ("new", "reporter"), boot=2)
+        gateway = Writer(log, "gw", 2)  # type: ignore[arg-type]
+        gateway.framer._next_seq["sessions"] = 1
+        gateway.closed(stamp("new", "reporter"))
+        await gateway.write()
         await hand(enforcer, await records(log))
         kept = enforcer.floor(place)
     assert kept is not None
     await opened(log, ("old", "reporter"), boot=1)
     async with running(log, Orders()) as enforcer:
         await given(enforcer, [place], {place: kept})
-        assert set(enforcer.live()) == {"new"}
+        assert enforcer.live() == {}
 
 
 async def test_two_that_both_believe_to_have_a_partition_make_the_same_orders(log: MemoryLog) -> None:
