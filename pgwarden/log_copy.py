@@ -136,50 +136,47 @@ async def _look(source: SegmentLog, settings: KafkaSettings, target: EventLog, t
     """Before anything is written, whether it can be."""
     oldest_ms = time.time() * 1000 - settings.retention_days * DAY_MS
     for topic in topics:
-        first: Moved | None = None
-        expected = Sums.none(settings.partitions[topic])
+        name = settings.topic_prefix + topic
+        if any(target.begin_offsets(topic).values()):
+            raise CopyRefused(f"the beginning of {name} is gone already: take another topic_prefix")
+        there = {number: end for (_, number), end in (await target.offsets(topic)).items()}
+        last = {number: _as_moved(await _record(target, topic, number, end - 1)) for number, end in there.items() if end}
+        seen = [0] * settings.partitions[topic]
         async for moved in _moved(source, topic, Placement(settings.partitions[topic], _whole(source, topic))):
-            first = first or moved
-            expected.counts[moved.partition] += 1
-            if len(moved.key) + len(moved.value) > settings.record_bytes_max:
+            if not any(seen) and topic not in KEPT_FOR_EVER and moved.at_ms < oldest_ms:
+                days = int((time.time() * 1000 - moved.at_ms) / DAY_MS)
                 raise CopyRefused(
-                    f"{topic} holds a record of {len(moved.value)} bytes, and Kafka is set to take {settings.record_bytes_max}"
+                    f"the oldest record of {topic} is {days} days old, and the brokers would drop it: write retention_days ="
+                    f" {days + 2} below [kafka], run pgwarden topics apply, and lower it again later"
                 )
-        if first is not None and topic not in KEPT_FOR_EVER and first.at_ms < oldest_ms:
-            days = int((time.time() * 1000 - first.at_ms) / DAY_MS) + 2
-            raise CopyRefused(
-                f"the oldest record of {topic} is {days - 2} days old, and the brokers would drop it: write retention_days = {days}"
-                " below [kafka], run pgwarden topics apply, and lower it again later"
-            )
-        begins, ends = target.begin_offsets(topic), await target.offsets(topic)
-        for (_, number), end in ends.items():
-            if begins.get((topic, number), 0):
-                raise CopyRefused(f"the beginning of {settings.topic_prefix}{topic} is gone already: take another topic_prefix")
-            if end > expected.counts[number]:
+            size = len(moved.key) + len(moved.value)
+            if size > settings.record_bytes_max:
+                raise CopyRefused(f"{topic} holds a record of {size} bytes, and Kafka is set to take {settings.record_bytes_max}")
+            seen[moved.partition] += 1
+            if seen[moved.partition] == there[moved.partition] and moved != last[moved.partition]:
+                place = f"{name}, partition {moved.partition}, record {seen[moved.partition] - 1}"
+                raise CopyRefused(f"{place} is not this log's: take another topic_prefix")
+        for number, end in there.items():
+            if end > seen[number]:
                 raise CopyRefused(
-                    f"{settings.topic_prefix}{topic} holds {end} records in partition {number}, and this log has"
-                    f" {expected.counts[number]} for it: the log in Kafka is another one, or has gone on"
+                    f"{name} holds {end} records in partition {number}, and this log has {seen[number]} for it: the log in Kafka is"
+                    " another one, or has gone on"
                 )
 
 
 async def _write(source: SegmentLog, settings: KafkaSettings, target: EventLog, topic: str, progress: Progress) -> int:
     """Return how many records were written now."""
     there = {number: end for (_, number), end in (await target.offsets(topic)).items()}
-    last = {number: await _record(target, topic, number, end - 1) for number, end in there.items() if end}
     total = sum((await source.offsets(topic)).values())
     seen = [0] * settings.partitions[topic]
     sending = _Sending(settings)
     written = done = 0
-    told = 0.0
+    told = time.monotonic()
     try:
         async for moved in _moved(source, topic, Placement(settings.partitions[topic], _whole(source, topic))):
-            index = seen[moved.partition]
             seen[moved.partition] += 1
             done += 1
-            if index < there.get(moved.partition, 0):
-                if index == there[moved.partition] - 1 and _as_moved(last[moved.partition]) != moved:
-                    place = f"{settings.topic_prefix}{topic}, partition {moved.partition}, record {index}"
-                    raise CopyRefused(f"{place} is not this log's: take another topic_prefix")
+            if seen[moved.partition] <= there[moved.partition]:
                 continue
             sending.send(topic, moved)  # blocks, and nobody else is on this loop
             written += 1
@@ -291,10 +288,14 @@ class _Sending:
             self._await_oldest()
 
     def close(self) -> None:
-        if self._producer is not None:
-            if self._on_the_way:
-                self._producer._sender.force_close()
-            self._producer.close(timeout=ANSWER_SECONDS_MAX if not self._on_the_way else 0)
+        from kafka.errors import KafkaError
+
+        if self._producer is None:
+            return
+        if self._on_the_way:  # close() alone would first wait for what will not come
+            self._producer._sender.force_close()
+        with contextlib.suppress(KafkaError):
+            self._producer.close(timeout=0 if self._on_the_way else ANSWER_SECONDS_MAX)
 
     def _await_oldest(self) -> None:
         from kafka.errors import KafkaError

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import secrets
+from collections.abc import Callable
 
 import pytest
 from kafka.admin import ConfigResource, KafkaAdminClient
@@ -53,25 +54,27 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(bare: KafkaSettings) -
     assert {one.partitions for one in look(bare)} == {0}
 
 
-def test_retention_is_changed_and_the_change_is_told(kafka_settings: KafkaSettings) -> None:
+def test_retention_is_changed_and_the_change_is_told(kafka_settings: KafkaSettings, wait_for: Callable[..., object]) -> None:
     shorter = dataclasses.replace(kafka_settings, retention_days=30)
     said = {change.topic: change for change in apply(shorter)}
     assert said["statements"].sentence == f"retention.ms {90 * DAY_MS} -> {30 * DAY_MS}"
     assert said["identity"].action == "unchanged"
-    assert {one.topic: one.configs["retention.ms"] for one in look(shorter)}["statements"] == str(30 * DAY_MS)
+    # A broker takes a change in a moment after it was made.
+    wait_for(lambda: {one.topic: one.configs["retention.ms"] for one in look(shorter)}["statements"] == str(30 * DAY_MS), 30)
 
 
-def test_what_somebody_else_changed_is_put_right(kafka_settings: KafkaSettings) -> None:
+def test_what_somebody_else_changed_is_put_right(kafka_settings: KafkaSettings, wait_for: Callable[..., object]) -> None:
     name = f"{kafka_settings.topic_prefix}identity"
     admin = KafkaAdminClient(**connection(kafka_settings))
     try:
         admin.alter_configs([ConfigResource("topic", name, {"cleanup.policy": "compact", "retention.ms": "1000"})])
     finally:
         admin.close()
+    wait_for(lambda: look(kafka_settings)[0].configs["cleanup.policy"] == "compact", 30)
     said = {change.topic: change.sentence for change in apply(kafka_settings)}
     assert "cleanup.policy compact -> delete" in said["identity"]
     assert "retention.ms 1000 -> -1" in said["identity"]
-    assert {change.action for change in apply(kafka_settings)} == {"unchanged"}
+    wait_for(lambda: {change.action for change in apply(kafka_settings)} == {"unchanged"}, 30)
 
 
 def test_another_number_of_partitions_is_refused_and_nothing_is_changed(kafka_settings: KafkaSettings) -> None:

@@ -258,8 +258,10 @@ def test_topics_that_hold_something_else_are_not_copied_into(
         await log.close()
 
     asyncio.run(write(frames("gateway-9", 5, "sessions", 3, 2)))
+    ends = {one.topic: one.end for one in look(kafka_settings)}
     assert main(["log", "copy", "-c", config]) == 1
     assert "is not this log's: take another topic_prefix" in capsys.readouterr().err
+    assert {one.topic: one.end for one in look(kafka_settings)} == ends  # not even the topics that are empty
 
 
 def test_a_log_that_has_gone_on_in_kafka_is_not_copied_into(
