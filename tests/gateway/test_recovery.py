@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import shutil
 import signal
 import socket
 import struct
@@ -348,6 +349,65 @@ def test_a_recovery_that_is_killed_again_and_again_records_everything_once(
     assert len(closed(warden)) == 8, f"seed {seed}"
 
 
+@pytest.mark.faults
+@pytest.mark.parametrize("answered", [False, True], ids=["while the statement runs", "before its answer is on disk"])
+def test_a_commit_overtakes_no_record_that_its_transaction_would_be_missed_by(
+    make_warden: Callable[..., Warden],
+    database: Database,
+    needs: Callable[[str, bool], None],
+    wait_for: Callable[..., object],
+    answered: bool,
+) -> None:
+    """While the disk is busy for seconds with somebody else's record, a COMMIT is sent without waiting, and the gateway dies."""
+    needs("strace", shutil.which("strace") is not None)
+    warden = make_warden(tls="optional", start=False)
+    slow = ("strace", "-D", "-f", "-qq", "-o", "/dev/null", "-e", "trace=fdatasync", "-e", "inject=fdatasync:delay_enter=2000000")
+    warden.start(wrapper=slow)
+    warden.agent("writer", WRITE)
+    connection = warden.connect("writer", sslmode="disable", sslrootcert="", connect_timeout=60)
+    other = warden.connect("writer", connect_timeout=60)
+    with psycopg.connect(database.superuser_dsn) as direct:
+        direct.execute("UPDATE orders SET note = 'other' WHERE id = 1")
+        connection.execute("BEGIN")
+        with socket.socket(fileno=os.dup(connection.fileno())) as raw:
+            raw.sendall(query("UPDATE orders SET note = 'mine' WHERE id = 1"))
+            wait_for(lambda: recorded(warden, "UPDATE"), 20)
+            send(other, "SELECT 1")
+            wait_for(lambda: warden.status()["log"]["pending_bytes"])  # type: ignore[index]
+            if answered:
+                direct.rollback()
+                wait_for(lambda: in_transaction(database), 10)
+            raw.sendall(query("COMMIT"))
+            if not answered:
+                time.sleep(0.2)
+                direct.rollback()
+            time.sleep(0.4)
+    warden.kill9()
+    warden.start()
+    connection.close()
+    other.close()
+    warden.stop()
+    (update,) = [execution for execution in warden.executions("writer") if execution.text.startswith("UPDATE")]
+    with psycopg.connect(database.dsn) as direct:
+        stored = direct.execute("SELECT count(*) FROM orders WHERE note = 'mine'").fetchone() == (1,)
+    assert update.outcome == "unknown"
+    assert not stored, "the COMMIT waited"
+    assert [event.resolution for event in resolved(warden).values() if event.execution == update.number] == ["aborted"]
+
+
+def query(text: str) -> bytes:
+    return b"Q" + struct.pack("!I", len(text.encode()) + 5) + text.encode() + b"\0"
+
+
+def in_transaction(database: Database) -> bool:
+    with psycopg.connect(database.superuser_dsn, autocommit=True) as direct:
+        found = direct.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction' AND query LIKE 'UPDATE%%mine%%' AND datname = %s",
+            (database.name,),
+        ).fetchone()
+    return found == (1,)
+
+
 # -- held against a real PostgreSQL ----------------------------------------------------------------------------------------------
 
 
@@ -356,7 +416,10 @@ def _transaction(chance: random.Random, ids: Iterator[int]) -> list[str]:
 
     def insert() -> str:
         number = next(ids)
-        return f"INSERT INTO orders VALUES ({number}, 1, 1, 'd:{number}')"
+        if chance.random() < 0.6:
+            return f"INSERT INTO orders VALUES ({number}, 1, 1, 'd:{number}')"
+        takes = chance.choice((20_000, 100_000, 400_000))  # so that something is under way when the gateway dies
+        return f"INSERT INTO orders SELECT {number}, 1, 1, 'd:{number}' FROM generate_series(1, {takes}) AS n HAVING count(*) > 0"
 
     def body(count: int) -> list[str]:
         steps: list[str] = []
@@ -381,7 +444,7 @@ def _transaction(chance: random.Random, ids: Iterator[int]) -> list[str]:
     end = chance.choice(("COMMIT", "COMMIT", "COMMIT", "END", "ROLLBACK", "COMMIT AND CHAIN", "ROLLBACK AND CHAIN"))
     match chance.randrange(6):
         case 0:
-            return [insert()]
+            return body(3)
         case 1:
             return [f"BEGIN; {insert()}; {insert()}; {end}"]
         case 2:
@@ -410,27 +473,21 @@ def test_what_is_resolved_as_aborted_is_absent_from_the_database(
         try:
             with warden.connect(f"agent-{number}", sslmode="disable", sslrootcert="") as connection:
                 while True:
-                    texts = _transaction(own, numbers)
-                    how = own.randrange(4)
-                    if how == 0:
-                        with connection.pipeline():
-                            for text in texts:
-                                for part in text.split("; "):
-                                    connection.execute(part)
-                                if own.random() < 0.2:
-                                    time.sleep(own.random() * 0.01)
-                    elif how == 1:  # many Query messages, and no waiting for answers
-                        _flood(connection, [*texts, "ROLLBACK"])
-                    else:
-                        for text in texts:
-                            try:
-                                connection.execute(text.encode(), prepare=False if ";" in text else None)
-                            except psycopg.errors.Error:
-                                if connection.closed:
-                                    return
-                    if connection.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
+                    texts = [*_transaction(own, numbers), "ROLLBACK"]
+                    try:
+                        match own.randrange(3):
+                            case 0:
+                                _pipelined(connection, texts, own)
+                            case 1:
+                                _flood(connection, texts)
+                            case _:
+                                for text in texts:
+                                    connection.execute(text.encode(), prepare=None if ";" not in text else False)
+                    except psycopg.Error:
+                        if connection.closed:
+                            return
                         connection.execute("ROLLBACK")
-        except psycopg.Error:
+        except (psycopg.Error, OSError):
             pass
 
     for _ in range(25):
@@ -474,11 +531,22 @@ def test_what_is_resolved_as_aborted_is_absent_from_the_database(
     print(f"seed {seed}: {len(by_name)} executions, {len(stored)} rows stored, resolved {dict(claimed)}")
 
 
+def _pipelined(connection: psycopg.Connection[tuple[object, ...]], texts: list[str], own: random.Random) -> None:
+    with connection.pipeline() as pipeline:
+        for text in texts:
+            for part in text.split("; "):
+                connection.execute(part)
+            if own.random() < 0.2:
+                time.sleep(own.random() * 0.01)
+            if own.random() < 0.2:
+                pipeline.sync()
+
+
 def _flood(connection: psycopg.Connection[tuple[object, ...]], texts: list[str]) -> None:
     """As a client of the simple protocol may: all at once on the socket, and then it reads the answers."""
     with socket.socket(fileno=os.dup(connection.fileno())) as raw:
         raw.setblocking(True)
-        raw.sendall(b"".join(b"Q" + struct.pack("!I", len(text.encode()) + 5) + text.encode() + b"\0" for text in texts))
+        raw.sendall(b"".join(map(query, texts)))
         data = b""
         ready = 0
         while ready < len(texts):
