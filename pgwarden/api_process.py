@@ -47,7 +47,7 @@ from ingest.settings import RecorderSettings
 from pgwarden import first_agents
 from pgwarden.config import ApiConfig, Config
 from pgwarden.gateways import Reports
-from pgwarden.logs import open_log
+from pgwarden.logs import open_log, tables_folder
 from pgwarden.settings import SOCKET_FILE
 
 WRITER: Final = "api"
@@ -108,7 +108,7 @@ async def _run(config: Config) -> int:
             read = await catch_up(log, registrar)
             keys = JwksCache()
             closing.push_async_callback(keys.close)
-            settings = AnalyticsSettings(config.state / "tables")
+            settings = AnalyticsSettings(tables_folder(config))
             store = await asyncio.to_thread(Store.open, settings)
             closing.push_async_callback(asyncio.to_thread, store.close)
             runner = Runner(log, store, _ordering(recorder), settings, enforce=config.kafka is None)

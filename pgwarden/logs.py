@@ -1,4 +1,4 @@
-"""The log that a configuration asks for, opened; and where a gateway keeps its own part of it."""
+"""The log that a configuration asks for, opened; where a gateway keeps its own part of it, and where the tables made of it are."""
 
 from __future__ import annotations
 
@@ -50,3 +50,9 @@ def local_folder(config: Config) -> Path:
     own, since the relay must not ship what `pgwarden log copy` copies.
     """
     return config.state / ("log" if config.kafka is None else "gateway-log")
+
+
+def tables_folder(config: Config) -> Path:
+    """Where the tables are that are made of this log. Each log has its own: tables remember the offsets that they have read, and on
+    another log those would say that half of it was read."""
+    return config.state / ("tables" if config.kafka is None else f"tables-kafka-{config.kafka.topic_prefix.rstrip('.')}")

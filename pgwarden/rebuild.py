@@ -14,7 +14,7 @@ from analytics.settings import AnalyticsSettings
 from analytics.store import Store, Sum, TablesBroken, TablesBusy
 from ingest.log import LogCorrupt, LogUnavailable
 from pgwarden.config import Config
-from pgwarden.logs import open_log
+from pgwarden.logs import open_log, tables_folder
 from pgwarden.tables import Column, table, width
 
 _HEADS: Final = (
@@ -34,7 +34,7 @@ class Tables:
 
 def run(config: Config, as_json: bool) -> int:
     """Exit status: 0 the new tables are in place, 1 they are not and the old ones stay."""
-    settings = AnalyticsSettings(config.state / "tables")
+    settings = AnalyticsSettings(tables_folder(config))
     try:
         old = _tables(settings) if (settings.directory / "tables.duckdb").exists() else None
         rebuilt = asyncio.run(_rebuilt(config, settings))
