@@ -34,6 +34,7 @@ def access_file(state: Path) -> Path:
     port, and agents run on this machine too."""
     file = state / "dashboard.access"
     if not file.exists():
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)  # it may be the first part to start
         write_private(file, secrets.token_hex(32) + "\n")
     return file
 
