@@ -322,10 +322,8 @@ def test_a_recovery_that_is_killed_again_and_again_records_everything_once(
     connections = [warden.connect("writer") for _ in range(8)]
     for number, connection in enumerate(connections):
         connection.execute("BEGIN")
-        send(
-            connection,
-            SLOW.format(f"left-{number}").replace("1000,", f"{number + 1}0000000,").replace("20000000", f"{number + 3}0000000"),
-        )
+        first = (number + 1) * 100_000_000
+        send(connection, SLOW.format(f"left-{number}").replace("1000, 20000000", f"{first}, {first + 20_000_000}"))
     wait_for(lambda: all(running(database, f"left-{number}") for number in range(8)), 20)
     warden.kill9()
     seed = random.randrange(2**32)
