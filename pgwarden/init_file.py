@@ -17,6 +17,8 @@ TEMPLATE = """\
 state = "{state}"
 
 [gateway]
+# What the record calls this gateway. It keeps its name for life.
+#name = "gateway-1"
 # Where agents connect, in place of PostgreSQL.
 #listen = "127.0.0.1:6432"
 # Needed for an address that other machines can reach:
@@ -27,7 +29,7 @@ state = "{state}"
 #tls_certificate = ""
 #tls_key = ""
 # fast: recorded in memory, on disk within 50 ms. group: the answer is held back until the record is on disk.
-# strict: the record is on disk before the statement goes on.
+# strict: the record is on disk before the statement goes on. replicated: with the brokers, where the log is in Kafka.
 #durability = "group"
 # "fingerprint" keeps no text of statements.
 #statement_text = "full"
@@ -39,6 +41,10 @@ state = "{state}"
 
 [dashboard]
 #listen = "127.0.0.1:8471"
+
+[log]
+# "segments" keeps the record on this machine. "kafka", for several gateways, wants a table [kafka]: see docs/kafka.md.
+#backend = "segments"
 
 # One table for each database. Clients give the table's name (here: shop) as the name of the database.
 [connections.shop]

@@ -106,6 +106,7 @@ def test_what_is_commented_out_is_valid_and_shows_the_defaults(tmp_path: Path) -
     path.write_text(re.sub(r"^#(?=[a-z\[])", "", path.read_text(), flags=re.MULTILINE))
     after = load(path, {"SHOP_PASSWORD": "x"})
     assert (after.gateway, after.api, after.dashboard) == (before.gateway, before.api, before.dashboard)
+    assert (after.log, after.kafka) == (before.log, None)
     assert after.connections == before.connections
     assert list(after.agents) == ["reporter"]
     values = tomllib.loads(path.read_text())
