@@ -17,6 +17,7 @@ from gateway.wire.messages import message
 from identity.scope import Authority, LiveGrant
 from ingest import sql
 from ingest.events import (
+    OutcomeResolved,
     Rule,
     Scope,
     StatementDefined,
@@ -424,3 +425,307 @@ def test_whatever_a_server_sends_ends_at_worst_in_a_kill(parts: list[bytes]) -> 
     talk = Talk()
     talk.client(q("SELECT 1"))
     talk.server(*parts)
+
+
+# -- a grant is narrowed while the session is open -------------------------------------------------------------------------------
+
+WIDE = LiveGrant(
+    "g-3", "reporter", Scope("shop", (Rule("public", ("orders", "secrets"), ("select", "delete")),), channels=("news",)), "oscar", 0
+)
+WITHOUT_SECRETS = LiveGrant("g-3", "reporter", Scope("shop", (Rule("public", ("orders",), ("select",)),)), "oscar", 0)
+
+
+def _wide(durability: Durability = "group") -> Talk:
+    talk = Talk(durability)
+    talk.core.authorize(_authority(READ, WIDE), 2)
+    return talk
+
+
+def _narrow(talk: Talk) -> str:
+    return talk.core.authorize(_authority(READ, WITHOUT_SECRETS), 3)
+
+
+def test_what_the_server_runs_now_and_may_run_no_more_ends_the_session() -> None:
+    talk = _wide()
+    talk.client(q("SELECT id FROM secrets"))
+    assert "secrets" in _narrow(talk)
+
+
+def test_what_waits_behind_another_statement_counts_too() -> None:
+    for more in (q("SELECT id FROM secrets"), p("SELECT id FROM secrets") + S, p("SELECT id FROM secrets") + b() + e() + S):
+        talk = _wide()
+        talk.client(q("SELECT id FROM orders") + more)
+        assert "secrets" in _narrow(talk), more
+
+
+def test_a_bind_of_what_was_prepared_before_counts_too() -> None:
+    talk = _wide()
+    talk.client(p("SELECT id FROM secrets", "s") + S)
+    talk.server(PARSED + z())
+    assert _narrow(talk) == ""
+    talk = _wide()
+    talk.client(p("SELECT id FROM secrets", "s") + S)
+    talk.server(PARSED + z())
+    talk.client(b("s") + message(b"H", b""))
+    assert "secrets" in _narrow(talk)
+
+
+def test_what_is_still_allowed_goes_on() -> None:
+    talk = _wide()
+    talk.client(p("SELECT id FROM orders") + b() + e() + S)
+    assert _narrow(talk) == ""
+    talk.server(PARSED + BOUND + ROW + c("SELECT 1") + z())
+    (finished,) = talk.facts(StatementFinished)
+    assert isinstance(finished, StatementFinished)
+    assert finished.outcome == "ok"
+
+
+def test_what_was_answered_before_is_over() -> None:
+    talk = _wide()
+    talk.client(q("SELECT id FROM secrets"))
+    talk.server(ROW + c("SELECT 1") + z())
+    assert _narrow(talk) == ""
+
+
+def test_a_statement_of_a_string_that_was_done_is_over_and_the_next_counts() -> None:
+    talk = _wide()
+    talk.client(q("SELECT id FROM secrets; SELECT id FROM orders"))
+    talk.server(ROW + c("SELECT 1"))
+    assert _narrow(talk) == ""
+    talk = _wide()
+    talk.client(q("SELECT id FROM orders; SELECT id FROM secrets"))
+    talk.server(ROW + c("SELECT 1"))
+    assert "secrets" in _narrow(talk)
+
+
+def test_a_wider_grant_ends_nothing() -> None:
+    talk = Talk()
+    talk.client(q("SELECT id FROM orders"))
+    assert talk.core.authorize(_authority(READ, WIDE), 2) == ""
+
+
+def _refused(talk: Talk, *messages_: bytes) -> bool:
+    before = len(talk.facts(StatementDenied))
+    talk.client(*messages_)
+    return len(talk.facts(StatementDenied)) > before
+
+
+@pytest.mark.parametrize("fetch", ["FETCH ALL FROM c", "MOVE 1 FROM c", "FETCH c"])
+def test_a_cursor_is_decided_anew_at_each_fetch(fetch: str) -> None:
+    talk = _wide()
+    talk.client(q("BEGIN; DECLARE c CURSOR FOR SELECT id FROM secrets; DECLARE d CURSOR FOR SELECT id FROM orders"))
+    talk.server(c("BEGIN") + c("DECLARE CURSOR") + c("DECLARE CURSOR") + z(b"T"))
+    assert not _refused(talk, q(fetch))
+    talk.server(c("FETCH 1") + z(b"T"))
+    assert _narrow(talk) == ""
+    assert _refused(talk, q(fetch))
+    talk.server(error("42601", "pgwarden_refused_1") + z(b"E"))
+    assert _refused(talk, p(fetch) + b() + e() + S)
+    talk.server(error("42601", "pgwarden_refused_2") + z(b"E"))
+    assert not _refused(talk, q("FETCH ALL FROM d"))
+    assert not _refused(talk, q("CLOSE c"))
+
+
+def test_a_fetch_under_way_from_such_a_cursor_ends_the_session() -> None:
+    talk = _wide()
+    talk.client(q("BEGIN; DECLARE c CURSOR FOR SELECT id FROM secrets"))
+    talk.server(c("BEGIN") + c("DECLARE CURSOR") + z(b"T"))
+    talk.client(q("FETCH ALL FROM c"))
+    assert "secrets" in _narrow(talk)
+
+
+def test_a_cursor_that_nobody_saw_declared_is_not_fetched_from_after_a_narrowing() -> None:
+    talk = _wide()
+    talk.client(q("BEGIN"))
+    talk.server(c("BEGIN") + z(b"T"))
+    assert not _refused(talk, q('FETCH ALL FROM "<unnamed portal 1>"'))
+    talk.server(c("FETCH 0") + z(b"T"))
+    _narrow(talk)
+    assert _refused(talk, q('FETCH ALL FROM "<unnamed portal 1>"'))
+
+
+def test_a_name_stands_for_the_cursor_that_was_declared_last() -> None:
+    talk = _wide()
+    talk.client(q("BEGIN; DECLARE c CURSOR FOR SELECT id FROM secrets; CLOSE c; DECLARE c CURSOR FOR SELECT id FROM orders"))
+    talk.server(c("BEGIN") + c("DECLARE CURSOR") + c("CLOSE CURSOR") + c("DECLARE CURSOR") + z(b"T"))
+    assert _narrow(talk) == ""
+    assert not _refused(talk, q("FETCH ALL FROM c"))
+
+
+def test_cursors_end_with_their_transaction() -> None:
+    talk = _wide()
+    talk.client(q("BEGIN; DECLARE c CURSOR FOR SELECT id FROM secrets"))
+    talk.server(c("BEGIN") + c("DECLARE CURSOR") + z(b"T"))
+    talk.client(q("COMMIT"))
+    talk.server(c("COMMIT") + z())
+    talk.client(q("BEGIN; DECLARE c CURSOR FOR SELECT id FROM orders"))
+    talk.server(c("BEGIN") + c("DECLARE CURSOR") + z(b"T"))
+    _narrow(talk)
+    assert not _refused(talk, q("FETCH ALL FROM c"))
+
+
+def test_a_session_declares_only_so_many_cursors_at_once() -> None:
+    talk = Talk(settings=GatewaySettings(prepared_max=2))
+    talk.client(q("BEGIN; DECLARE a CURSOR FOR SELECT 1; DECLARE b CURSOR FOR SELECT 1"))
+    assert _refused(talk, q("DECLARE c CURSOR FOR SELECT 1"))
+
+
+def test_sql_prepared_statements_are_decided_anew_when_they_are_executed() -> None:
+    talk = _wide()
+    talk.client(q("PREPARE s AS SELECT id FROM secrets"))
+    talk.server(c("PREPARE") + z())
+    talk.client(p("EXECUTE s", "x") + S)
+    talk.server(PARSED + z())
+    assert not _refused(talk, q("EXECUTE s"))
+    talk.server(c("SELECT 0") + z())
+    assert _narrow(talk) == ""
+    assert _refused(talk, q("EXECUTE s"))
+    talk.server(error("42601", "pgwarden_refused_1") + z())
+    assert _refused(talk, b("x") + e() + S)
+
+
+def test_what_it_describes_is_decided_anew_too() -> None:
+    talk = _wide()
+    talk.client(p("SELECT * FROM secrets", "s") + S)
+    talk.server(PARSED + z())
+    _narrow(talk)
+    assert _refused(talk, message(b"D", b"Ss\0") + S)
+
+
+def test_a_session_that_listens_where_it_may_listen_no_more_ends() -> None:
+    talk = _wide()
+    talk.client(q("LISTEN news"))
+    talk.server(c("LISTEN") + z())
+    assert "news" in _narrow(talk)
+
+
+# -- what a crash, or an error, makes of it ----------------------------------------------------------------------------------------
+
+
+def _to_server(commands: list[Command]) -> ToServer:
+    (sent,) = [command for command in commands if isinstance(command, ToServer)]
+    return sent
+
+
+@pytest.mark.parametrize("text", ["COMMIT", "END", "ROLLBACK", "COMMIT AND CHAIN", "ABORT"])
+@pytest.mark.parametrize(
+    ("durability", "held", "settles"), [("fast", False, False), ("group", False, True), ("strict", True, True)]
+)
+def test_what_ends_a_transaction_goes_behind_the_ends_of_what_came_before(
+    text: str, durability: Durability, held: bool, settles: bool
+) -> None:
+    talk = Talk(durability)
+    talk.client(q("BEGIN"))
+    talk.server(c("BEGIN") + z(b"T"))
+    sent = _to_server(talk.client(q(text)))
+    assert (sent.held, sent.settles) == (held, settles)
+
+
+@pytest.mark.parametrize("durability", ["group", "strict"])
+def test_what_ends_a_transaction_is_on_disk_first_where_something_before_it_has_no_end(durability: Durability) -> None:
+    for commit in (q("COMMIT"), p("COMMIT") + b() + e() + S):
+        talk = Talk(durability)
+        talk.client(q("SELECT 1"))
+        commands = talk.client(commit)
+        assert _to_server(commands).held
+        (begun,) = [command for command in commands if isinstance(command, Record) and isinstance(command.event, StatementStarted)]
+        assert begun.urgent
+    talk = Talk(durability)
+    assert _to_server(talk.client(q("SELECT 1; COMMIT"))).held
+
+
+def test_a_savepoint_ends_nothing() -> None:
+    talk = Talk()
+    for text in ("SAVEPOINT s", "ROLLBACK TO s", "RELEASE s", "BEGIN"):
+        sent = _to_server(talk.client(q(text)))
+        assert (sent.held, sent.settles) == (False, False)
+
+
+def _undone(talk: Talk) -> list[int]:
+    events = talk.facts(OutcomeResolved)
+    assert all(isinstance(event, OutcomeResolved) and event.resolution == "aborted" for event in events)
+    return [event.execution for event in events if isinstance(event, OutcomeResolved)]
+
+
+READ_ONE = p("SELECT 1") + b() + e()
+READ_DONE = PARSED + BOUND + ROW + c("SELECT 1")
+
+
+def test_a_commit_that_fails_at_sync_undoes_what_was_ok_in_its_pipeline() -> None:
+    talk = Talk()
+    talk.client(READ_ONE + READ_ONE + S)
+    talk.server(READ_DONE + READ_DONE + error("23503", "deferred") + z())
+    assert _undone(talk) == [1, 2]
+
+
+def test_an_error_undoes_what_was_ok_before_it_in_the_same_pipeline_or_string() -> None:
+    talk = Talk()
+    talk.client(READ_ONE + READ_ONE + S)
+    talk.server(READ_DONE + PARSED + BOUND + error("22012", "division by zero") + z())
+    assert _undone(talk) == [1]
+    talk = Talk()
+    talk.client(q("SELECT 1; SELECT 2; SELECT 3"))
+    talk.server(c("SELECT 1") + c("SELECT 1") + error("22012", "division by zero") + z())
+    assert _undone(talk) == [1, 2]
+
+
+def test_a_refusal_undoes_what_was_ok_before_it_in_the_same_pipeline() -> None:
+    talk = Talk()
+    talk.client(READ_ONE + p("DELETE FROM orders") + b() + e() + S)
+    talk.server(READ_DONE + error("42601", "pgwarden_refused_1") + z())
+    assert _undone(talk) == [1]
+
+
+@pytest.mark.parametrize(
+    ("sent", "received"),
+    [
+        # nothing failed
+        (READ_ONE + S, READ_DONE + z()),
+        # each in a transaction of its own
+        (READ_ONE + S + READ_ONE + S, READ_DONE + z() + PARSED + BOUND + error("22012", "") + z()),
+        (q("SELECT 1") + q("SELECT 2"), c("SELECT 1") + z() + error("22012", "") + z()),
+        # a cancellation may come when the commit is done
+        (READ_ONE + S, READ_DONE + error("57014", "canceled") + z()),
+        # an explicit transaction has an end of its own in the record
+        (q("BEGIN; SELECT 1; SELECT 2"), c("BEGIN") + c("SELECT 1") + error("22012", "") + z(b"E")),
+        # what was committed before the error
+        (q("BEGIN; SELECT 1; COMMIT; SELECT 2"), c("BEGIN") + c("SELECT 1") + c("COMMIT") + error("22012", "") + z()),
+        (q("SELECT 1; COMMIT; SELECT 2"), c("SELECT 1") + c("COMMIT") + error("22012", "") + z()),
+        # it may commit by itself, and what stands before it with it
+        (p("SELECT 1") + b() + e() + p("VACUUM orders") + b() + e() + S, READ_DONE + PARSED + BOUND + error("22012", "") + z()),
+        # the server's last word: it may have come after the commit
+        (READ_ONE + S, READ_DONE + message(b"E", b"SFATAL\0VFATAL\0C57P01\0Mshutdown\0\0")),
+    ],
+)
+def test_what_is_not_certain_to_be_undone_is_not_said_to_be(sent: bytes, received: bytes) -> None:
+    talk = Talk()
+    maintenance = LiveGrant("g-9", "reporter", Scope("shop", (Rule("public", ("orders",), ("select", "ddl")),)), "oscar", 0)
+    talk.core.authorize(_authority(READ, maintenance), 2)
+    talk.client(sent)
+    talk.server(received)
+    assert _undone(talk) == []
+
+
+def test_a_connection_that_is_lost_in_a_transaction_took_it_along() -> None:
+    talk = Talk()
+    talk.client(q("BEGIN"))
+    talk.server(c("BEGIN") + z(b"T"))
+    talk.client(q("SELECT 1"))
+    talk._heard([talk.core.server_lost(9, 99)])
+    (finished,) = [
+        event for event in talk.facts(StatementFinished) if isinstance(event, StatementFinished) and event.execution == 2
+    ]
+    assert finished.outcome == "unknown"
+    assert _undone(talk) == [2]
+
+
+@pytest.mark.parametrize("texts", [("SELECT 1",), ("BEGIN", "COMMIT"), ("BEGIN", "SELECT 1; COMMIT")])
+def test_a_connection_that_is_lost_where_a_commit_may_have_run_leaves_it_unknown(texts: tuple[str, ...]) -> None:
+    talk = Talk()
+    for text in texts[:-1]:
+        talk.client(q(text))
+        talk.server(c(text) + z(b"T"))
+    talk.client(q(texts[-1]))
+    talk._heard([talk.core.server_lost(9, 99)])
+    assert _undone(talk) == []
+    assert any(isinstance(event, StatementFinished) and event.outcome == "unknown" for event in talk.facts())
