@@ -11,7 +11,7 @@ import pytest
 
 from ingest.events import GatewayReported
 from ingest.log.memory import MemoryLog
-from pgwarden.gateways import GATEWAYS_MAX, SILENT_SECONDS_MAX, Reports
+from pgwarden.gateways import GATEWAYS_MAX, MISSED_SECONDS_MAX, SHOWN_SECONDS_MAX, SILENT_SECONDS_MAX, Reports
 from tests.analytics.scenario import Writer
 
 NOW_US = 1_700_000_000_000_000  # by the gateways' clocks
@@ -120,3 +120,28 @@ async def test_names_that_were_made_up_do_not_pile_up_without_end(log: MemoryLog
         await until(lambda: reports.newest() and max(int(one.gateway[8:]) for one in reports.newest()) == GATEWAYS_MAX + 49)
         await asyncio.sleep(0.05)
         assert len(reports.newest()) <= GATEWAYS_MAX
+
+
+async def test_a_gateways_status_is_its_report_then_its_silence_and_then_nothing(log: MemoryLog) -> None:
+    clock = Clock()
+    report = GatewayReported(NOW_US, "gateway-1", 7, 99, False, 5, "the disk is full", 3, 10, 4_000, 1, 2, 12, 1, 4, 2, 1)
+    await Relays(log).say(report)
+    async with following(log, clock) as reports:
+        await until(lambda: reports.newest())
+        (status,) = await reports.statuses()
+        assert status["log"] == {
+            "available": False,
+            "since_us": 5,
+            "reason": "the disk is full",
+            "refused": 3,
+            "pending_bytes": 10,
+            "backlog_bytes": 4_000,
+        }
+        assert (status["gateway"], status["boot"], status["pid"], status["sessions"]) == ("gateway-1", 7, 99, 2)
+        assert "reachable" not in status
+        clock.seconds += MISSED_SECONDS_MAX + 1
+        (status,) = await reports.statuses()
+        assert status["reachable"] is False
+        assert str(status["reason"]).startswith("it has not reported for 6 s: ")
+        clock.seconds += SHOWN_SECONDS_MAX
+        assert await reports.statuses() == []
