@@ -34,6 +34,7 @@ _RETRY_SECONDS_MAX: Final = 5.0  # what holds the longest outage up at its end
 _PROBE_SECONDS: Final = 1.0  # between two questions to the brokers when all is quiet
 _ANSWER_SECONDS_MAX: Final = 10.0
 _COUNT_RECORDS: Final = 2_000  # looked at by one call; they are in the page cache, and their values are not kept
+_COUNT_SECONDS: Final = 0.05  # between two looks; the gateway itself knows what it has written since
 _TRIM_SECONDS: Final = 600.0  # between two looks for segments that are old enough to go; each reads some 20 records
 
 
@@ -198,11 +199,17 @@ class Shipper:
         subscription = self._here.assign(dict(self._counted))
         try:
             while True:
-                self._is_counted = self._is_counted or all(self._counted.get(place, 0) >= end for place, end in ends.items())
-                self._on_change()
-                for record in await subscription.poll(_COUNT_RECORDS, _POLL_SECONDS):
+                if not self._is_counted and all(self._counted.get(place, 0) >= end for place, end in ends.items()):
+                    self._is_counted = True
+                    self._on_change()
+                records = await subscription.poll(_COUNT_RECORDS, 0)
+                for record in records:
                     self._counted[(record.topic, record.partition)] = record.offset + 1
                     self._bytes_counted += len(record.key) + len(record.value)
+                if not records:
+                    await asyncio.sleep(_COUNT_SECONDS)
+                elif self._is_counted:
+                    self._on_change()
         finally:
             subscription.close()
 
