@@ -27,7 +27,7 @@ from ingest.settings import KafkaSettings, RecorderSettings
 from tests import broker as brokers
 from tests.broker import Broker
 
-pytestmark = [pytest.mark.kafka, pytest.mark.slow]
+pytestmark = [pytest.mark.kafka, pytest.mark.slow, pytest.mark.timeout(600)]  # many processes, on two noisy cores
 
 ALICE, ALICE_SHA256 = create_operator_key()
 BOB, BOB_SHA256 = create_operator_key()
@@ -118,7 +118,7 @@ def running(config: Path, port: int) -> Iterator[Process]:
         )
     made = Process(process, f"http://127.0.0.1:{port}", config.parent / "api.log")
     try:
-        until = time.monotonic() + 60
+        until = time.monotonic() + 120
         while True:
             try:
                 made.get("/v1/openapi.json")

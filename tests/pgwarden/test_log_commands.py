@@ -192,6 +192,7 @@ def test_each_keys_events_are_there_in_their_order_under_their_ids_at_their_time
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(600)
 def test_a_copy_that_was_killed_goes_on_where_it_was_and_writes_nothing_twice(
     tmp_path: Path, kafka_settings: KafkaSettings, capsys: pytest.CaptureFixture[str], wait_for: Callable[..., object]
 ) -> None:
