@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from analytics.guarded_sql import GuardedSql, SqlAnswer, SqlRefusal
 from analytics.queries import Answer, Queries, QuestionFailed, QuestionInvalid, described
 from analytics.runner import Lag
+from analytics.snapshots import Snapshots
 from identity.api import Authenticate, guarded, operator_of
 
 GatewayStatuses: TypeAlias = Callable[[], Awaitable[Sequence[Mapping[str, object]]]]
@@ -34,7 +35,12 @@ class SqlBody(BaseModel):
 
 
 def router(
-    queries: Queries, guarded_sql: GuardedSql, authenticate: Authenticate, statuses: GatewayStatuses, lag: Callable[[], Lag]
+    queries: Queries,
+    guarded_sql: GuardedSql,
+    snapshots: Snapshots,
+    authenticate: Authenticate,
+    statuses: GatewayStatuses,
+    lag: Callable[[], Lag],
 ) -> APIRouter:
     """The answers. Each call is authenticated before anything else of it is looked at."""
     routes = APIRouter(prefix="/v1", route_class=guarded(authenticate))
@@ -134,6 +140,16 @@ def router(
                 return Response(answer.body, media_type="application/json")
             case SqlRefusal():
                 raise HTTPException(_STATUS_OF[answer.kind], answer.reason)
+
+    @routes.post("/snapshots", summary="A copy of the tables as a file on the API's machine")
+    async def snapshot() -> Response:
+        try:
+            taken = await snapshots.take()
+        except OSError as error:
+            raise HTTPException(503, f"no snapshot was taken: {error}") from error
+        return _json(
+            {"path": str(taken.path), "bytes": taken.size_bytes, "taken_at": taken.taken_at, "seconds": round(taken.seconds, 3)}
+        )
 
     return routes
 

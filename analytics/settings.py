@@ -45,3 +45,8 @@ class AnalyticsSettings:
     sql_memory_max_mb: int = 256
     snapshot_age_seconds_min: float = 1.0  # an older snapshot is replaced before a query, if anything was committed since
     snapshot_rest_factor: int = 20  # and rests this many times as long as copying it took
+
+    # Snapshots for whoever wants the tables in a program of theirs
+    snapshot_interval_seconds: float = 900.0  # 0 = only when asked for; more while copying takes more than a twentieth of it
+    snapshots_kept: int = 2  # each as large as the tables
+    snapshot_free_bytes_min: int = 2 * 2**30  # that stay free on the disk, or none is taken

@@ -266,6 +266,7 @@ class Store:
             wal = _wal(self._path)
             pairs = [(self._path, destination), *([(wal, _wal(destination))] if wal.exists() else [])]
             for source, target in pairs:
+                os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))  # which cp leaves so
                 # By another process: closing the file in this one would end DuckDB's lock on it (fcntl(2), F_SETLK: "all locks
                 # are released when any file descriptor for the file is closed").
                 done = subprocess.run(
@@ -273,6 +274,10 @@ class Store:
                 )
                 if done.returncode:
                     raise OSError(done.stderr.strip()[:500] or "cp failed")
+
+    def size_bytes(self) -> int:
+        """Of the tables' files."""
+        return sum(path.stat().st_size for path in (self._path, _wal(self._path)) if path.exists())
 
     # -- reading ---------------------------------------------------------------------------------------------------------------
 
@@ -447,8 +452,8 @@ class Store:
 def sum_query(source: str, lists: Sequence[str]) -> str:
     """Count and sum of the rows of a table or query, of whose columns these are lists.
 
-    DuckDB's hash of a row is thirty times quicker than an MD5 of its text (measured). It takes an empty list, a list of one NULL and
-    NULL for the same, so the lists' lengths go in beside it.
+    DuckDB's hash of a row is thirty times quicker than an MD5 of its text (measured). It takes an empty list, a list of one NULL
+    and NULL for the same, so the lists' lengths go in beside it.
     """
     lengths = ", ".join(f'coalesce(len(t."{name}"), -1)' for name in lists) or "0"
     return f"select count(*), coalesce(sum(hash(t, {lengths})::hugeint), 0) from {source} t"  # noqa: S608

@@ -160,7 +160,7 @@ def _session(chance: random.Random, past: Past, number: int, at_us: int) -> _Ses
     agent = int(past.agents * chance.random() ** 3)  # a few do most of the work
     own = random.Random(f"{past.seed}/{agent}")  # an agent says much the same in each of its sessions
     stamp = Stamp(
-        session=f"s-{number:010x}",
+        session=f"{at_us // 1000:012x}{number:08x}",
         agent=f"agent-{agent:05}",
         subject=f"sub-{agent:05}",
         issuer="https://idp.example/realms/agents",

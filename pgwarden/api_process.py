@@ -26,6 +26,7 @@ from analytics.guarded_sql import GuardedSql
 from analytics.queries import Queries, QuestionFailed, QuestionInvalid
 from analytics.runner import Runner
 from analytics.settings import AnalyticsSettings
+from analytics.snapshots import Snapshots
 from analytics.store import Store, TablesBusy
 from identity import api as identity_api
 from identity import authentication
@@ -117,7 +118,12 @@ async def _run(config: Config) -> int:
             guarded_sql = GuardedSql(store, settings)
             closing.push_async_callback(guarded_sql.close)
 
-            tasks = {loop.create_task(runner.run(), name="runner")}
+            snapshots = Snapshots(store, settings)
+
+            tasks = {
+                loop.create_task(runner.run(), name="runner"),
+                loop.create_task(snapshots.run(), name="snapshots"),
+            }
             gateways: analytics_api.GatewayStatuses = _asked_gateway(config)
             applied: Applied = _applied(config.state / SOCKET_FILE, config.gateway.name)
             if config.kafka is not None:
@@ -126,7 +132,7 @@ async def _run(config: Config) -> int:
                 tasks.add(loop.create_task(reports.run(), name="reports"))
                 tasks.add(loop.create_task(alone(log, boot, read), name="the only API"))
             authenticate = authenticating(config, keys)
-            answers = analytics_api.router(queries, guarded_sql, authenticate, gateways, runner.lag)
+            answers = analytics_api.router(queries, guarded_sql, snapshots, authenticate, gateways, runner.lag)
             app = application(registrar, authenticate, (answers,), applied, _agent_of(queries))
             server = _Server(_uvicorn(app))
             # Before the first answer: whoever finds the API up finds the agents of the file registered.

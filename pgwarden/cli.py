@@ -170,6 +170,8 @@ def parser() -> argparse.ArgumentParser:
     _limit(audit)
     sql = _client(commands, "sql", "record:sql", "ask the record in SQL: one SELECT")
     sql.add_argument("query", metavar="SELECT")
+    snapshot = _client(commands, "snapshot", "record:snapshot", "copy the tables, as of now, into a DuckDB file of their own")
+    snapshot.add_argument("path", nargs="?", type=Path, metavar="PATH", help="(among the snapshots in the state folder)")
     _client(commands, "health", "record:health", "whether all parts work, and the log takes records")
 
     for name, what in (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,21 @@ def content(path: Path, bytes_max: int) -> Content | Unreadable:
     if len(data) > bytes_max:
         return Unreadable(f"which is larger than {bytes_max} bytes")
     return Content(data, stat.S_IMODE(status.st_mode))
+
+
+def copy_private(source: Path, path: Path) -> None:
+    """As write_private(), of a file of any size. Raises OSError."""
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as out, source.open("rb") as data:
+            shutil.copyfileobj(data, out, 2**20)
+            out.flush()
+            os.fsync(out.fileno())
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
 
 
 def write_private(path: Path, text: str) -> None:

@@ -1,15 +1,17 @@
-"""`pgwarden sessions`, `audit`, `sql` and `health`: what the record says."""
+"""`pgwarden sessions`, `audit`, `sql`, `snapshot` and `health`: what the record says."""
 
 from __future__ import annotations
 
 import argparse
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
-from pgwarden.api_client import Json, Place, call, path
+from pgwarden.api_client import BadUsage, Json, Place, call, path
 from pgwarden.commands.answers import answered, print_json, rows_of, show
 from pgwarden.printable import printable
+from pgwarden.small_files import copy_private
 from pgwarden.tables import Column, cell, duration_of, records, table, time_of, too_wide, width
 
 _SESSIONS: Final = (
@@ -84,6 +86,27 @@ def sql(arguments: argparse.Namespace) -> int:
         ]
         print(records(heads, lines) if too_wide(heads, width()) else table(heads, lines, width()))
         print(f"({len(lines)} row{'s' * (len(lines) != 1)}{', cut: ask for fewer' if answer.get('truncated') else ''})")
+        return 0
+
+    return answered(arguments, work)
+
+
+def snapshot(arguments: argparse.Namespace) -> int:
+    def work(place: Place) -> int:
+        answer = call(place, "POST", path("snapshots"))
+        if arguments.path is not None:
+            taken = Path(str(answer.get("path")))
+            try:
+                copy_private(taken, arguments.path)
+            except OSError as error:
+                raise BadUsage(
+                    f"the snapshot is {printable(str(taken))} on the API's machine; it cannot be copied: {error}"
+                ) from error
+            answer["path"] = str(arguments.path)
+        if arguments.json:
+            print_json(answer)
+        else:
+            print(f"{printable(str(answer.get('path')), 4096)}: {answer.get('bytes')} bytes, as of {answer.get('taken_at')}")
         return 0
 
     return answered(arguments, work)

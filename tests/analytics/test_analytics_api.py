@@ -2,7 +2,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
+import duckdb
 import httpx
 import pytest
 from fastapi import FastAPI
@@ -12,6 +14,7 @@ from analytics.guarded_sql import GuardedSql
 from analytics.queries import QUESTIONS, Queries
 from analytics.runner import Lag
 from analytics.settings import AnalyticsSettings
+from analytics.snapshots import Snapshots
 from analytics.store import Store
 from identity.operators import Operator
 from identity.refusal import Refusal
@@ -58,7 +61,8 @@ async def api(store: Store, told: AnalyticsSettings, world: World) -> AsyncItera
     queries = Queries(store, told, lambda: START_US + 10 * MINUTE)
     guarded = GuardedSql(store, told)
     app = FastAPI()
-    app.include_router(router(queries, guarded, authenticate, world.statuses, lambda: world.lag))
+    snapshots = Snapshots(store, told)
+    app.include_router(router(queries, guarded, snapshots, authenticate, world.statuses, lambda: world.lag))
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://api", headers={"Authorization": "Bearer right"}) as client:
         yield client
@@ -195,7 +199,14 @@ async def test_sql_is_answered_or_refused_with_a_sentence(api: httpx.AsyncClient
 async def test_health_is_ok_when_all_is_recorded_enforced_and_projected(api: httpx.AsyncClient) -> None:
     health = (await api.get("/v1/health")).json()
     assert (health["status"], health["problems"], health["gaps"]) == ("ok", [], 0)
-    assert health["log"] == {"available": True, "since_at": None, "reason": "", "refused": 0, "pending_bytes": 7, "backlog_bytes": 0}
+    assert health["log"] == {
+        "available": True,
+        "since_at": None,
+        "reason": "",
+        "refused": 0,
+        "pending_bytes": 7,
+        "backlog_bytes": 0,
+    }
     assert health["gateways"][0]["sessions"] == 1
     assert health["projection"] == {"lag_records": 0, "lag_us": 0, "error": ""}
     assert health["enforcement"]["live_sessions"] == 1
@@ -241,3 +252,19 @@ async def test_a_store_that_does_not_answer_is_503_and_shows_in_health(api: http
     assert answer.status_code == 503
     assert set(answer.json()) == {"error"}
     assert (await api.get("/v1/health")).json()["status"] == "degraded"
+
+
+async def test_a_snapshot_is_taken_for_an_operator_alone(api: httpx.AsyncClient, told: AnalyticsSettings) -> None:
+    assert (await api.post("/v1/snapshots", headers={"Authorization": ""})).status_code == 401
+    taken = (await api.post("/v1/snapshots")).json()
+    assert set(taken) == {"path", "bytes", "taken_at", "seconds"}
+    path = Path(taken["path"])
+    assert path.parent == told.directory / "snapshots"
+    with duckdb.connect(str(path), read_only=True) as connection:
+        assert connection.execute("select count(*) from statements").fetchall() == [(6,)]
+
+
+async def test_why_no_snapshot_could_be_taken_is_said(api: httpx.AsyncClient, told: AnalyticsSettings) -> None:
+    (told.directory / "snapshots").write_text("in the way")
+    answer = await api.post("/v1/snapshots")
+    assert (answer.status_code, "no snapshot was taken" in answer.text) == (503, True)

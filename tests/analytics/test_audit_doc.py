@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from analytics.guarded_sql import GuardedSql, SqlAnswer
 from analytics.projections.schema import TABLES, VIEWS
 from analytics.queries import QUESTIONS
 from analytics.settings import AnalyticsSettings
+from analytics.snapshots import Snapshots
 from analytics.store import Store
 
 DOC = (Path(__file__).parents[2] / "docs" / "audit.md").read_text()
@@ -39,9 +42,10 @@ def test_every_parameter_that_a_heading_names_is_one(name: str) -> None:
     assert named <= {parameter.name for parameter in QUESTIONS[name].parameters}
 
 
-def test_the_limits_are_those_of_the_settings(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["SQL", "Snapshots"])
+def test_the_limits_are_those_of_the_settings(tmp_path: Path, name: str) -> None:
     settings = AnalyticsSettings(tmp_path)
-    for line in section("SQL").splitlines():
+    for line in section(name).splitlines():
         if line.startswith("| ") and line.endswith("` |"):
             _, _, figure, name, _ = (cell.strip().strip("`") for cell in line.split("|"))
             assert f"{getattr(settings, name):,g}" in figure or f"{getattr(settings, name):,}" in figure, line
@@ -56,3 +60,10 @@ async def test_every_example_runs(store: Store, told: AnalyticsSettings) -> None
         assert isinstance(answer, SqlAnswer), (example, answer)
         assert json.loads(answer.body)["columns"]
     await guarded.close()
+
+
+async def test_the_program_that_reads_a_snapshot_runs(store: Store, told: AnalyticsSettings) -> None:
+    taken = await Snapshots(store, told).take()
+    (program,) = re.findall(r"```python\n(.*?)```", section("Snapshots"), re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", program], cwd=taken.path.parent, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "reporter 1\n"), done.stderr

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import duckdb
 import psycopg
 import pytest
 
@@ -201,6 +202,12 @@ def test_the_life_of_an_agent_on_the_command_line(house: House, wait_for: Callab
     assert "select on public.orders" in house.run("grants", "--agent", "reporter", "--state", "approved")[1]
     assert house.run("grants", "--state", "denied")[1] == "there is no such grant\n"
     assert house.run("health")[0] == 0
+    taken = house.json("snapshot", str(house.folder / "mine.duckdb"))
+    assert (taken["path"], (house.folder / "mine.duckdb").stat().st_mode & 0o777) == (str(house.folder / "mine.duckdb"), 0o600)
+    with duckdb.connect(str(house.folder / "mine.duckdb"), read_only=True) as connection:
+        assert connection.execute("select count(*) from statements").fetchone() is not None
+    code, _, err = house.run("snapshot", "/nowhere/at/all.duckdb")
+    assert (code, "cannot be copied" in err) == (2, True)
     until = time.monotonic() + 5  # the tables follow the log
     while house.json("sessions", "--live", "--agent", "reporter")["items"] and time.monotonic() < until:
         time.sleep(0.05)
