@@ -118,6 +118,12 @@ def relay(warden: Warden) -> dict[str, object]:
     return facts
 
 
+def relay_pid(warden: Warden) -> int:
+    pid = int(str(relay(warden)["pid"]))
+    assert pid > 1  # 0 = none was heard of; a signal to 0 goes to all of us
+    return pid
+
+
 def is_alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -148,7 +154,7 @@ def test_a_gateway_obeys_what_the_brokers_hold_and_records_there(
         assert connection.execute("SELECT 40 + 2").fetchone() == (42,)
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             connection.execute("DELETE FROM orders")
-        child = int(str(relay(warden)["pid"]))
+        child = relay_pid(warden)
         wait_for(lambda: [e.decision for e in warden.executions()] == ["allow", "deny"], seconds=20)
 
         def reported() -> GatewayReported | None:
@@ -213,8 +219,8 @@ def test_a_relay_that_is_killed_again_and_again_under_load_loses_nothing(
     with load.running():
         for _ in range(6):
             time.sleep(0.3 + random.random() * 0.5)
-            os.kill(int(str(relay(warden)["pid"])), signal.SIGKILL)
-            killed = relay(warden)["pid"]
+            killed = relay_pid(warden)
+            os.kill(killed, signal.SIGKILL)
             wait_for(lambda killed=killed: relay(warden)["connected"] and relay(warden)["pid"] != killed, seconds=60)
     assert load.errors == []
     assert len(load.acknowledged) > 100
@@ -231,7 +237,7 @@ def test_a_gateway_that_is_killed_under_load_loses_nothing_that_it_acknowledged(
     warden = make_warden(kafka=kafka, durability=durability)
     load = Load(warden)
     for round_ in range(4):
-        child = int(str(relay(warden)["pid"]))
+        child = relay_pid(warden)
         with load.running(round_):
             time.sleep(0.5 + random.random())
             warden.kill9()
@@ -419,7 +425,7 @@ def test_a_relay_that_hangs_counts_as_silence(
     warden = make_warden(kafka=kafka, stale_seconds_max=1)
     warden.agent("writer", WRITE)
     wait_for(lambda: relay(warden)["stale"] == "", seconds=20)
-    child = int(str(relay(warden)["pid"]))
+    child = relay_pid(warden)
     os.kill(child, signal.SIGSTOP)
     try:
         wait_for(lambda: relay(warden)["stale"], seconds=20)
@@ -457,10 +463,10 @@ def test_a_relay_ends_with_its_gateway_however_that_ends(
     make_warden: Callable[..., Warden], kafka: KafkaSettings, wait_for: Callable[..., object]
 ) -> None:
     warden = make_warden(kafka=kafka)
-    child = int(str(relay(warden)["pid"]))
+    child = relay_pid(warden)
     warden.kill9()
     wait_for(lambda: not is_alive(child), seconds=20)
     warden.start()
-    child = int(str(relay(warden)["pid"]))
+    child = relay_pid(warden)
     assert warden.stop() == 0
     assert not is_alive(child)
