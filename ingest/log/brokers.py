@@ -32,6 +32,7 @@ except ImportError as error:
     raise ImportError(f"{INSTALL} ({error.name} is missing)", name=error.name) from error
 
 VERSIONS: Final = (kafka.__version__, crc32c.__version__)
+_CONNECTING_MS: Final = 10.0  # between two looks whether a connection stands; what comes from it wakes its thread at once
 _REPEATED_SECONDS: Final = 60.0  # what kafka-python says again within this time is not said again
 
 Client = TypeVar("Client")
@@ -52,7 +53,8 @@ def connected(
         selector = NetworkSelector(**given)
         setup_ms = round(answer_seconds * 1000)
         times = {"socket_connection_setup_timeout_ms": setup_ms, "socket_connection_setup_timeout_max_ms": setup_ms}
-        made.append(KafkaNetClient(net=selector, manager=_Connections(selector, **given, **times), **given))
+        client = _ProducersClient if kind is kafka.KafkaProducer else KafkaNetClient
+        made.append(client(net=selector, manager=_Connections(selector, **given, **times), **given))
         return made[-1]
 
     told = {
@@ -82,6 +84,13 @@ def connected(
 def refused(error: BaseException) -> bool:
     """Whether a client that met this error keeps to it, though a new one may do better."""
     return isinstance(error, (SaslAuthenticationFailedError, AuthorizationError))
+
+
+class _ProducersClient(KafkaNetClient):  # type: ignore[misc]
+    def connection_delay(self, node_id: object) -> float:
+        """In milliseconds, as the producer's thread takes it, which would else spin while a connection is being made."""
+        seconds: float = super().connection_delay(node_id)
+        return max(_CONNECTING_MS, seconds * 1000)
 
 
 class _Connections(KafkaConnectionManager):  # type: ignore[misc]

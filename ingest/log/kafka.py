@@ -43,6 +43,7 @@ _AHEAD_SECONDS: Final = 0.1  # between two looks whether a partition has grown u
 _IDLE_SECONDS: Final = 1.0  # between two looks at the ends while nobody asks
 _BEGINNINGS_SECONDS: Final = 10.0  # between two looks at the beginnings, which retention moves
 _RETRIED_SECONDS: Final = 0.25  # between two attempts to connect
+_OVERDUE_SECONDS: Final = 0.05  # between two reads of a member whose heartbeat is not answered
 _REPEATED_SECONDS: Final = 60.0  # a trouble that lasts is not written again within this time
 _ABANDON_SECONDS: Final = 2.0  # for kafka-python's own thread to end
 
@@ -382,15 +383,18 @@ class _Producing:
     def _abandon(self, reason: str) -> None:
         """End the producer, and all that is on its way."""
         producer, self._producer, self._failed = self._producer, None, ""
-        if producer is not None:
-            # close() alone would first wait for what will not come.
-            producer._sender.force_close()
-            producer._sender.join(_ABANDON_SECONDS)
-            with contextlib.suppress(KafkaError):
-                producer.close(timeout=0)
         sent, self._sent = self._sent, set()
         for job in list(sent):
             job.tell(LogUnavailable(f"the brokers have not acknowledged: {reason}"))
+        if producer is None:
+            return
+        if not self._ending:
+            self._notice(reason)
+        # close() alone would first wait for what will not come.
+        producer._sender.force_close()
+        producer._sender.join(_ABANDON_SECONDS)
+        with contextlib.suppress(KafkaError):
+            producer.close(timeout=0)
         self._failed = ""
 
     def _notice(self, problem: str) -> None:
@@ -760,7 +764,7 @@ class KafkaSubscription:
             call(consumer)
         if wanted:
             try:
-                found = consumer.poll(timeout_ms=round(self._chunk_seconds * 1000), max_records=records_max)
+                found = consumer.poll(timeout_ms=round(self._wait_seconds(consumer) * 1000), max_records=records_max)
             except OffsetOutOfRangeError as error:
                 for place in error.args[0]:
                     self._out_of_range(consumer, place)
@@ -770,6 +774,10 @@ class KafkaSubscription:
             self._found(found)
             self._catch_up(consumer)
         return True
+
+    def _wait_seconds(self, consumer: KafkaConsumer) -> float:
+        """How long its next poll may wait."""
+        return self._chunk_seconds
 
     def _has_work(self) -> bool:
         return self._closed or bool(self._seeks) or bool(self._calls) or self._is_wanted()
@@ -956,6 +964,15 @@ class KafkaGroupSubscription(KafkaSubscription):
     def _found(self, found: Mapping[TopicPartition, Sequence[ConsumerRecord]]) -> None:
         with self._changed:
             super()._found({place: some for place, some in found.items() if place in self._mine})
+
+    def _wait_seconds(self, consumer: KafkaConsumer) -> float:
+        coordinator = consumer._coordinator
+        if coordinator.stable() and not coordinator.time_to_next_heartbeat():
+            # Brokers are late with their answer to the last heartbeat. A poll that waits would spin until it is there.
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed, _OVERDUE_SECONDS)
+            return 0.0
+        return self._chunk_seconds
 
     def _gain(self, places: Iterable[TopicPartition]) -> None:
         with self._changed:

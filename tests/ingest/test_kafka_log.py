@@ -373,9 +373,11 @@ async def test_brokers_that_hang_are_told_in_time_and_what_waits_is_bounded(own_
     await log.append([entry(0)])
     subscription = log.assign({COMMANDS: 0})
     await read(subscription, 1)
+    member = log.subscribe(["commands"], "workers")
+    await read(member, 1)
     async with lag() as worst:
         with own_broker.paused():
-            began = time.monotonic()
+            began, cpu_began = time.monotonic(), time.process_time()
             waiting = [asyncio.create_task(log.append([Entry("commands", b"k", bytes(3000))])) for _ in range(3)]
             await asyncio.sleep(0)
             with pytest.raises(LogUnavailable, match="bytes wait"):
@@ -393,6 +395,9 @@ async def test_brokers_that_hang_are_told_in_time_and_what_waits_is_bounded(own_
                 await asking
             assert log.end_offsets("commands")[COMMANDS] == 1  # at once, whatever the brokers do
             assert log.heard_seconds > 1
+            while time.monotonic() < began + 6:  # long enough for heartbeats to be late
+                assert await member.poll(10, 0.5) == []
+            assert time.process_time() - cpu_began < 0.3 * (time.monotonic() - began)
         await append_surely(log, [entry(2), entry(3)])
         found = await read(subscription, 1)
         while number_of(found[-1]) != 3:
