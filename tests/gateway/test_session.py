@@ -416,7 +416,11 @@ def test_the_story_told_byte_by_byte_is_the_same() -> None:
 def test_whatever_a_client_sends_no_undecided_text_is_forwarded(parts: list[bytes]) -> None:
     talk = Talk()
     talk.client(*parts)
-    assert b"DROP" not in talk.to_server
+    sent = talk.to_server
+    while len(sent) >= 5:
+        end = 1 + struct.unpack("!I", sent[1:5])[0]
+        assert sent[:1] in b"dB" or b"DROP" not in sent[5:end]  # the data of COPY and of Bind may be anything
+        sent = sent[end:]
 
 
 @settings(max_examples=300)
