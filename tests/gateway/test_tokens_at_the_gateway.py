@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
-from ingest.events import AgentRevoked, SessionDenied, SessionKilled, SessionOpened
+from ingest.events import AgentRevoked, GroupRevoked, SessionDenied, SessionKilled, SessionOpened, SubjectReinstated, SubjectRevoked
 from pgwarden import dev_issuer
 from pgwarden.dev_issuer import DevClient, DevIssuer, DevIssuerSettings
 
@@ -139,3 +139,62 @@ def test_a_good_token_of_a_revoked_agent_gets_28000(make_warden: Callable[..., W
     (denied,) = warden.session_events(SessionDenied)
     assert isinstance(denied, SessionDenied)
     assert (denied.sqlstate, denied.agent) == ("28000", "alpha")
+
+
+def _killed(warden: Warden, count: int) -> list[SessionKilled]:
+    until = time.monotonic() + 10
+    while True:
+        found = [event for event in warden.session_events(SessionKilled) if isinstance(event, SessionKilled)]
+        if len(found) >= count or time.monotonic() > until:
+            return found
+        time.sleep(0.02)
+
+
+def test_a_group_that_is_revoked_ends_the_sessions_whose_token_names_it_and_no_other(
+    make_warden: Callable[..., Warden], issuer: Issuer
+) -> None:
+    warden = _warden(make_warden, issuer)
+    red, blue = issuer.token("client-a", groups="staff+red"), issuer.token("client-b", groups="staff+blue")
+    warden.keys |= {"alpha": red, "beta": blue}
+    alpha, beta = warden.connect("alpha"), warden.connect("beta")
+    at_us = time.time_ns() // 1000
+    warden.record(GroupRevoked(at_us, issuer.url, "red", "left the team", "olga"))
+    (killed,) = _killed(warden, 1)
+    assert (killed.agent, killed.cause, killed.requested_us) == ("alpha", "group revoked", at_us)
+    with pytest.raises(psycopg.errors.AdminShutdown, match="left the team"):
+        alpha.execute("SELECT 1")
+    assert beta.execute("SELECT 1").fetchone() == (1,)
+    with pytest.raises(psycopg.OperationalError, match="group revoked"):
+        warden.connect("alpha")
+    warden.keys["alpha"] = issuer.token("client-a", groups="staff")
+    with warden.connect("alpha") as again:
+        assert again.execute("SELECT 1").fetchone() == (1,)
+    alpha.close()
+    beta.close()
+    warden.stop()
+    opened = [event for event in warden.session_events(SessionOpened) if isinstance(event, SessionOpened)]
+    assert [event.groups for event in opened] == [("staff", "red"), ("staff", "blue"), ("staff",)]
+
+
+def test_a_subject_that_is_revoked_ends_its_sessions_and_opens_none(make_warden: Callable[..., Warden], issuer: Issuer) -> None:
+    warden = _warden(make_warden, issuer)
+    warden.keys |= {"alpha": issuer.token("client-a"), "beta": issuer.token("client-b")}
+    with warden.connect("alpha") as alpha, warden.connect("beta") as beta:
+        (subject,) = {
+            event.stamp.subject
+            for event in warden.session_events(SessionOpened)
+            if isinstance(event, SessionOpened) and event.stamp.agent == "alpha"
+        }
+        warden.record(SubjectRevoked(time.time_ns() // 1000, "https://another.example", subject, "not this one", "olga"))
+        warden.record(SubjectRevoked(time.time_ns() // 1000, issuer.url, subject, "stolen", "olga"))
+        (killed,) = _killed(warden, 1)
+        assert (killed.agent, killed.cause) == ("alpha", "subject revoked")
+        with pytest.raises(psycopg.errors.AdminShutdown, match="stolen"):
+            alpha.execute("SELECT 1")
+        assert beta.execute("SELECT 1").fetchone() == (1,)
+        with pytest.raises(psycopg.OperationalError, match="subject revoked"):
+            warden.connect("alpha")
+        warden.record(SubjectReinstated(time.time_ns() // 1000, issuer.url, subject, "found", "olga"))
+        warden.settle()
+        with warden.connect("alpha") as again:
+            assert again.execute("SELECT 1").fetchone() == (1,)
