@@ -81,12 +81,11 @@ def encode(state: Activity) -> bytes:
 
 
 def decode(value: bytes | None) -> Activity:
-    """None: nothing is known of this agent yet.
-
-    Raises:
-        msgspec.DecodeError: What a table holds is of another version.
-    """
-    return _decoder.decode(value) if value is not None else Activity()
+    """None: nothing is known of this agent yet. What another version kept and this one cannot read is not known either."""
+    try:
+        return _decoder.decode(value) if value is not None else Activity()
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return Activity()
 
 
 class _Counts:

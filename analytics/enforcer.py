@@ -185,6 +185,10 @@ class Enforcer:
             error="; ".join(error for error in errors if error),
         )
 
+    def offsets(self) -> dict[Partition, int]:
+        """The next record to weigh, of all that this process reads now."""
+        return self._identity_next | {(TOPIC, share.number): share.next for share in self._shares.values()}
+
     def live(self) -> dict[str, str]:
         """Live session -> agent, of the partitions that this process has."""
         return {live.session: live.agent for share in self._shares.values() for live in share.state.sessions.values()}
@@ -329,8 +333,6 @@ class Enforcer:
                     return
             for gateway, boot in self._reported.items():
                 share.state, _ = enforcement.step(share.state, GatewayStarted(0, gateway, boot, ""), gateway, boot, 0)
-            for reaped in self._reaped.values():
-                self._observe(share, reaped)
             share.reading = False
         seconds = time.monotonic() - began
         _log.info("partition %d of sessions: %d records of the past in %.1f s", share.number, share.next - first, seconds)
@@ -384,6 +386,8 @@ class Enforcer:
                     share.opened.setdefault(event.stamp.session, offset)
                 share.state, orders = enforcement.step(share.state, event, frame.writer, frame.boot, now_us)
                 self._add(share, orders)
+                if isinstance(event, SessionOpened) and (reaped := self._reaped.get(event.stamp.session)) is not None:
+                    self._observe(share, reaped)  # that was read first
         share.next = offset + 1
 
     # -- orders ----------------------------------------------------------------------------------------------------------------

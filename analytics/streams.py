@@ -12,12 +12,15 @@ import contextlib
 import logging
 import ssl
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import faust
+from aiokafka.errors import IllegalStateError  # type: ignore[import-untyped]
 from faust.auth import SASLCredentials, SSLCredentials
+from faust.exceptions import ConsumerNotStarted
 from faust.types import TP, AppT, EventT, Message, StreamT
 from faust.types.tables import TableT
 
@@ -25,7 +28,7 @@ from analytics import activity
 from analytics.activity import ActivitySettings, Window
 from analytics.enforcer import Enforcer, Unreadable
 from ingest.frames import FrameInvalid, decode
-from ingest.log import EventLog, LogUnavailable
+from ingest.log import EventLog, LogUnavailable, Partition
 from ingest.log.kafka_client import connection
 from ingest.settings import KafkaSettings
 
@@ -33,6 +36,8 @@ GROUP: Final = "worker"  # behind the topics' prefix; the tables' changelogs are
 FLOORS: Final = "floors"
 ACTIVITY: Final = "activity"
 HEARTBEAT_SECONDS: Final = 3.0
+POSITION_SECONDS_MAX: Final = 5.0
+LOOK_SECONDS: Final = 1.0
 FLOOR_SECONDS: Final = 1.0  # between two floors of one partition
 RECOVERY_SECONDS_MAX: Final = 10.0  # for the tables at an assignment; without its floor a partition is read from its beginning
 
@@ -121,6 +126,7 @@ class Streams:
             StreamsFailed
         """
         sharing = asyncio.create_task(self._share_out(), name="share out")
+        looking = asyncio.create_task(self._look(), name="look")
         try:
             await self.app.start()
             waiting = asyncio.create_task(self.app.wait_until_stopped(), name="faust")
@@ -133,27 +139,48 @@ class Streams:
             raise StreamsFailed(f"Faust ended by itself: {self.app.crash_reason!r}")
         finally:
             sharing.cancel()
+            looking.cancel()
 
     async def stop(self) -> None:
         """Leave the group. May hang on brokers that do not answer: give it a time limit."""
         await self.app.stop()
 
     def standing(self) -> StreamsStanding:
-        ends = self._log.end_offsets("statements")
-        behind = sum(max(0, ends.get(("statements", number), 0) - offset) for number, offset in self._counted.items())
-        now = time.monotonic()
-        if not behind and not self.app.rebalancing and not self._enforcer.standing().records:
-            self._current_at = now
+        ends = self._ends()
+        offsets = self._offsets()
+        behind = not self._reached(ends)
+        statements = ((end, offsets.get(place, end)) for place, end in ends.items() if place[0] == "statements")
         return StreamsStanding(
             statements=tuple(sorted(self._counted)),
-            statement_records=behind,
-            age_seconds=now - self._current_at,
+            statement_records=sum(max(0, end - offset) for end, offset in statements),
+            age_seconds=time.monotonic() - self._current_at if behind else 0.0,
             agents=len(self._activity),
             frames=self._frames,
             windows_closed=self._closed,
             unreadable=self._unreadable,
             rebalancing=self.app.rebalancing,
         )
+
+    async def _look(self) -> None:
+        """While work never pauses, the end is never reached: so what is known is as old as an end that was."""
+        ends, at = self._ends(), time.monotonic()
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            if self._reached(ends):
+                self._current_at = at
+                ends, at = self._ends(), time.monotonic()
+
+    def _ends(self) -> dict[Partition, int]:
+        return {
+            place: end for topic in ("identity", "sessions", "statements") for place, end in self._log.end_offsets(topic).items()
+        }
+
+    def _offsets(self) -> dict[Partition, int]:
+        return self._enforcer.offsets() | {("statements", number): offset for number, offset in self._counted.items()}
+
+    def _reached(self, ends: Mapping[Partition, int]) -> bool:
+        """Of what is this worker's."""
+        return all(offset >= ends.get(place, 0) for place, offset in self._offsets().items())
 
     # -- agents: what Faust hands over ------------------------------------------------------------------------------------------
 
@@ -212,14 +239,17 @@ class Streams:
                 await asyncio.sleep(0.02)
             mine = {tp.partition for tp in self._assigned if tp.topic == self._sessions}
             self._enforcer.give(mine, lambda number: self._floors.get(b"%d" % number))
-            counting = {tp for tp in self._assigned if tp.topic == self._statements}
-            self._counted = {tp.partition: self._counted.get(tp.partition, await self._position(tp)) for tp in counting}
-            _log.info("this worker has %d partitions of sessions and %d of statements", len(mine), len(counting))
+            begins = {tp.partition: await self._position(tp) for tp in self._assigned if tp.topic == self._statements}
+            # What was counted while we asked is newer than the answer; what another worker counted in between is not.
+            self._counted = {number: max(begin, self._counted.get(number, 0)) for number, begin in begins.items()}
+            _log.info("this worker has %d partitions of sessions and %d of statements", len(mine), len(begins))
 
     async def _position(self, tp: TP) -> int:
-        """Where its reading began."""
-        position = await self.app.consumer.position(tp)
-        return position or 0
+        """Where its reading goes on; 0 where another rebalance came in between, after which we are here again."""
+        with contextlib.suppress(IllegalStateError, ConsumerNotStarted, TimeoutError):
+            async with asyncio.timeout(POSITION_SECONDS_MAX):
+                return await self.app.consumer.position(tp) or 0
+        return 0
 
 
 def _key(event: EventT[bytes]) -> bytes:

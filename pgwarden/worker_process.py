@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 STOP_SECONDS_MAX: Final = 5.0  # 1.2 to 2.7 s as a rule; Faust hangs when it is told to end in the middle of joining its group
 AGE_SECONDS_MAX: Final = 30.0  # a worker that is behind for longer is not well; a rebalance takes 2 to 3 s, a dead member's 10 more
 
+REPEATED_SECONDS: Final = 60.0
+KINDS_MAX: Final = 1_000
+
 _log: Final = logging.getLogger("pgwarden.worker")
 
 
@@ -166,10 +169,33 @@ def _file(path: str, name: str) -> str:
     return f"{stem}-{name}{dot}{suffix}" if name else path
 
 
+class _Words(logging.Handler):
+    """Passes on what Faust and its client warn of, each kind once a minute: with a broker away they say it ten times a second."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._passed: dict[str, float] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        now = time.monotonic()
+        kind = f"{record.name}: {record.msg if record.args else ''}"
+        if now - self._passed.get(kind, -REPEATED_SECONDS) < REPEATED_SECONDS:
+            return
+        if len(self._passed) >= KINDS_MAX:
+            self._passed.clear()
+        self._passed[kind] = now
+        level = logging.ERROR if record.exc_info else logging.WARNING  # a broker that is away is an error to them alone
+        _log.log(level, "%s: %s", record.name, record.getMessage(), exc_info=record.exc_info)
+
+
 def _quiet() -> None:
     """Faust tells of each step of a rebalance in tables, and its parts may write what they are configured with."""
-    for chatty in ("faust", "mode", "aiokafka", "kafka"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    words = _Words()
+    for chatty in ("faust", "mode", "aiokafka"):
+        logger = logging.getLogger(chatty)
+        logger.setLevel(logging.WARNING)
+        logger.propagate = False
+        logger.addHandler(words)
 
 
 async def _waited(stop: asyncio.Event) -> None:

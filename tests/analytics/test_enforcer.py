@@ -356,6 +356,11 @@ async def test_a_session_that_the_watchdog_ended_does_not_live_in_whatever_order
         assert set(enforcer.live()) == {"after"}
         await reap("after")
         await until(lambda: enforcer.live() == {})
+        await reap("late")
+        await until(lambda: "late" in enforcer._reaped)
+        await opened(log, ("late", "reporter"))
+        await hand(enforcer, await records(log))
+        assert (enforcer.live(), enforcer.standing().records) == ({}, 0)
 
 
 async def test_a_record_that_cannot_be_read_is_told_and_the_other_partitions_go_on(log: MemoryLog) -> None:

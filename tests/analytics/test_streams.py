@@ -27,7 +27,7 @@ from analytics.store import Store
 from ingest.events import AgentRevoked, SessionEndOrdered
 from ingest.follow import Follower
 from ingest.frames import Framer
-from ingest.log import EventLog
+from ingest.log import EventLog, LogUnavailable
 from ingest.log import topics as log_topics
 from ingest.log.kafka import KafkaLog
 from ingest.log.partitioner import partition
@@ -177,7 +177,7 @@ def shared(workers: list[Worker]) -> bool:
 def idle(workers: list[Worker]) -> bool:
     for worker in workers:
         said = worker.status()
-        if not said or said["rebalancing"]:
+        if not said:
             return False
         sessions, identity, orders, statements = (worker.part(name) for name in ("sessions", "identity", "orders", "statements"))
         if sessions["reading"] or sessions["records_behind"] or identity["records_behind"] or orders["pending"]:
@@ -301,9 +301,12 @@ async def test_one_worker_and_two_come_to_what_the_runner_and_the_plainest_fold_
             await asyncio.sleep(0.1)  # so that some of it falls into the rebalance, and some behind it
     await until(lambda: shared(workers), "two workers share the partitions", READY_SECONDS_MAX)
     due = wanted(histories, time.time_ns() // 1000)
-    await until(
-        lambda: idle(workers) and sum(int(str(w.part("sessions")["live"])) for w in workers) == len(due.live), "all is weighed"
-    )
+    try:
+        await until(
+            lambda: idle(workers) and sum(int(str(w.part("sessions")["live"])) for w in workers) == len(due.live), "all is weighed"
+        )
+    except AssertionError as error:
+        raise AssertionError(f"{error}: {len(due.live)} live; {[worker.status() for worker in workers]}") from None
 
     orders = await ordered(log)
     assert due.due <= set(orders) <= due.possible
@@ -394,6 +397,18 @@ async def test_a_worker_that_stops_in_good_order_hands_over_at_once(start: Calla
     assert workers[1].status()["healthy"] is True
 
 
+async def test_a_worker_that_is_told_to_end_while_it_joins_its_group_ends_in_seconds(start: Callable[[str], Worker]) -> None:
+    first = start("one")
+    await until(lambda: shared([first]), "the first has all partitions", READY_SECONDS_MAX)
+    for n, seconds in enumerate((0.0, 0.2, 0.6, 1.2)):
+        joining = start(f"joining-{n}")
+        await until(lambda joining=joining: bool(joining.status()), "it answers", READY_SECONDS_MAX)
+        await asyncio.sleep(seconds)
+        code, took = joining.stop()
+        assert (code, took < 15) == (0, True), f"{took:.1f} s: {joining.said()}"
+    await until(lambda: shared([first]), "the first has all of them again", READY_SECONDS_MAX)
+
+
 async def test_a_second_worker_of_one_name_is_refused(start: Callable[[str], Worker]) -> None:
     first = start("one")
     await until(lambda: bool(first.status()), "the first answers", READY_SECONDS_MAX)
@@ -465,6 +480,39 @@ async def test_a_stopped_process_that_comes_back_does_no_harm(start: Callable[[s
         while not await all_ordered():
             await asyncio.sleep(0.2)
     await until(lambda: shared(workers), "they share again", 60)
+
+
+async def test_brokers_that_are_away_for_a_while_are_waited_for(own_broker: Broker, short: Path) -> None:
+    kafka = brokers.settings(own_broker, f"test-{secrets.token_hex(4)}.")
+    await asyncio.to_thread(log_topics.apply, kafka)
+    config = configuration(short, kafka)
+    worker = Worker.start(config, "one")
+    try:
+        log = await KafkaLog.open(kafka)
+        try:
+            gateway, api = writer(log, "gw"), writer(log, "api")
+            for n in range(3):
+                gateway.opened(stamp(f"s{n}", f"agent-{n}"))
+            await gateway.write()
+            await until(lambda: shared([worker]), "it has all partitions", READY_SECONDS_MAX)
+            for n, away in enumerate((own_broker.restart, lambda: (own_broker.kill9(), time.sleep(12), own_broker.start()))):
+                await asyncio.to_thread(away)
+                api.add(f"agent-{n}", AgentRevoked(START_US + n + 1, f"agent-{n}", "leaked", "op"))
+                frames = api.framer.cut()
+                async with asyncio.timeout(60):
+                    while True:
+                        with contextlib.suppress(LogUnavailable):
+                            await log.append(frames)
+                            break
+                await until(lambda n=n: worker.part("orders").get("recorded", 0) > n, f"order {n}: {worker.said()[-1500:]}")
+            assert worker.process.poll() is None
+        finally:
+            await log.close()
+        assert worker.stop()[0] == 0
+        assert len(worker.said().splitlines()) < 80, "an outage of seconds fills its log"
+    finally:
+        if worker.process.poll() is None:
+            worker.kill9()
 
 
 def test_the_tables_topics_are_those_that_the_worker_asks_for(kafka_settings: KafkaSettings) -> None:
