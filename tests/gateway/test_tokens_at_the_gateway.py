@@ -42,7 +42,7 @@ def _issuer(folder: Path, lifetime_seconds: int) -> Iterator[Issuer]:
     secrets = {"client-a": "a" * 40, "client-b": "b" * 40}
     settings = DevIssuerSettings(
         folder=folder,
-        clients=tuple(DevClient(name, secret) for name, secret in secrets.items()),
+        clients=tuple(DevClient(name, secret, ("groups", "invocation", "task")) for name, secret in secrets.items()),
         port=0,
         lifetime_seconds=lifetime_seconds,
     )
