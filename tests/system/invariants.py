@@ -75,6 +75,7 @@ class Evidence:
     before: Sequence[Process] = ()
     after: Sequence[Process] = ()
     rss_growth_bytes_max: int = 96 * 2**20
+    caches_bytes_max: Mapping[str, int] = field(default_factory=dict)  # process -> what it may hold besides: a database's own bound
     descriptors_growth_max: int = 16
 
 
@@ -270,7 +271,8 @@ def _bounds(evidence: Evidence) -> Iterable[str]:
         start = before.get(process.name)
         if start is None:
             continue
-        if process.rss_bytes - start.rss_bytes > evidence.rss_growth_bytes_max:
+        cache_bytes = evidence.caches_bytes_max.get(process.name, 0)
+        if process.rss_bytes - start.rss_bytes > evidence.rss_growth_bytes_max + cache_bytes:
             yield f"I7 {process.name} grew from {start.rss_bytes >> 20} to {process.rss_bytes >> 20} MiB"
         if process.descriptors - start.descriptors > evidence.descriptors_growth_max:
             yield f"I7 {process.name} holds {process.descriptors} descriptors, {start.descriptors} before"

@@ -37,6 +37,7 @@ from tests.system.invariants import Process
 
 ROOT: Final = Path(__file__).parents[2]
 COMPOSE: Final[dict[str, Any]] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+STOP_SECONDS_MAX: Final = 30.0
 READY_SECONDS_MAX: Final = 90.0  # two old cores, with ten processes starting at once
 
 
@@ -110,17 +111,24 @@ class Topology:
         self.close()
 
     def close(self) -> None:
-        running = {name: process for name, process in self.processes.items() if process.poll() is None}
-        for process in running.values():
-            process.send_signal(signal.SIGCONT)
-            process.send_signal(signal.SIGTERM)
-        until = time.monotonic() + 30
-        for process in running.values():
+        for process in self.processes.values():
+            if process.poll() is None:
+                process.send_signal(signal.SIGCONT)
+                process.send_signal(signal.SIGTERM)
+        end = time.monotonic() + STOP_SECONDS_MAX
+        for process in self.processes.values():
             try:
-                process.wait(max(0.1, until - time.monotonic()))
+                process.wait(max(0.1, end - time.monotonic()))
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+    def stop(self, *names: str) -> None:
+        """End them as a service manager does; they must."""
+        for name in names:
+            self.processes[name].send_signal(signal.SIGTERM)
+        for name in names:
+            assert self.processes[name].wait(STOP_SECONDS_MAX) == 0, self.output(name).read_text(errors="replace")[-2000:]
 
     def _make_database(self) -> None:
         """What the container of PostgreSQL does with the file of deploy/setup.py, and `\\connect` by hand."""
