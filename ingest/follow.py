@@ -14,6 +14,7 @@ from ingest.log import EventLog, LogCorrupt, Partition, Record
 
 POLL_RECORDS: Final = 500
 POLL_SECONDS: Final = 1.0
+BOOTS_REMEMBERED: Final = 8  # of a writer, behind its present one; what comes late comes within seconds
 
 Seen: TypeAlias = dict[tuple[str, str, int], tuple[int, int]]
 """(writer, topic, partition) -> (boot, seq) of the newest frame. Kept beside the offsets, it makes a reading resumable."""
@@ -42,6 +43,7 @@ class Sequences:
         self.seen = seen
         self._whole = set(whole)
         self._on_gap = on_gap
+        self._earlier: dict[tuple[str, str, int], dict[int, int]] = {}  # boots that ended -> their newest frame
 
     def is_new(self, topic: str, partition: int, offset: int, writer: str, boot: int, seq: int, step: int) -> bool:
         name = (writer, topic, partition)
@@ -51,12 +53,25 @@ class Sequences:
             if seq <= newest[1]:
                 return False
             last = newest[1]
+        elif (ended := self._earlier.get(name, {}).get(boot)) is not None:
+            # An append of a writer that was killed can come late, behind the first frames of its next boot.
+            if seq <= ended:
+                return False
+            if before != ended:
+                self._on_gap(Gap(topic, partition, offset, writer, boot, ended, seq))
+            self._earlier[name][boot] = seq
+            return True
         elif newest is not None or (topic, partition) in self._whole:
             last = -1
         else:
             last = before  # began in the middle of the log, knowing nothing of what stands before
         if before != last:
             self._on_gap(Gap(topic, partition, offset, writer, boot, last, seq))
+        if newest is not None and newest[0] != boot:
+            earlier = self._earlier.setdefault(name, {})
+            earlier[newest[0]] = newest[1]
+            while len(earlier) > BOOTS_REMEMBERED:
+                del earlier[next(iter(earlier))]
         self.seen[name] = (boot, seq)
         return True
 

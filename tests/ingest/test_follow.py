@@ -110,6 +110,24 @@ async def test_the_loss_of_a_new_boots_first_frame_is_told() -> None:
     assert [(gap.boot, gap.after_seq, gap.seq) for gap in gaps] == [(2, -1, 1)]
 
 
+async def test_what_an_earlier_boot_appended_again_comes_late_and_is_passed_over() -> None:
+    log, gaps = MemoryLog(), list[Gap]()
+    before, after = frames(framer(1), 4), frames(framer(2), 3)
+    await log.append([*before[:3], *after[:2], *before[1:3], before[3], *before[2:], after[2]])
+    follower = reader(log, gaps)
+    found = [(frame.boot, frame.seq) for _, frame in await follower.poll()]
+    assert found == [(1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (1, 3), (2, 2)]
+    assert gaps == []
+
+
+async def test_a_frame_of_an_earlier_boot_that_never_came_is_missed_when_a_later_one_comes() -> None:
+    log, gaps = MemoryLog(), list[Gap]()
+    before, after = frames(framer(1), 4), frames(framer(2), 1)
+    await log.append([before[0], *after, before[3]])
+    await events(reader(log, gaps))
+    assert [(gap.boot, gap.after_seq, gap.seq) for gap in gaps] == [(1, 0, 3)]
+
+
 async def test_a_reading_that_is_resumed_knows_repetitions_and_gaps_from_before() -> None:
     log, gaps = MemoryLog(), list[Gap]()
     entries = frames(framer(), 8)
