@@ -51,7 +51,7 @@ class Left:
     evidence: str  # "" without a resolution
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class _Step:
     execution: int
     verb: str  # "" for everything that neither begins nor ends a transaction
@@ -62,6 +62,11 @@ class _Step:
     @property
     def known(self) -> bool:
         return self.outcome not in ("", "unknown")
+
+    def end(self, outcome: Outcome | Literal[""], tag: str, resolved: bool) -> None:
+        self.resolved = self.resolved or resolved
+        if not self.outcome:  # the first end stands
+            self.outcome, self.tag = outcome, tag
 
 
 class SessionLedger:
@@ -141,7 +146,8 @@ class SessionLedger:
         self._next = step.execution + 1
         if self.whole:
             self._waiting.append(step)
-            self._settle()
+            if step.known:
+                self._settle()
         elif not step.known:
             self._scattered[step.execution] = step
 
@@ -158,25 +164,21 @@ class SessionLedger:
             if step is not None and outcome not in ("", "unknown"):
                 del self._scattered[execution]
             elif step is not None:
-                self._scattered[execution] = _with_end(step, outcome, tag, resolved)
+                step.end(outcome, tag, resolved)
             return
         index = execution - self._waiting[0].execution if self._waiting else -1
         if 0 <= index < len(self._waiting):  # numbers have no hole, so they tell places
-            self._waiting[index] = _with_end(self._waiting[index], outcome, tag, resolved)
-            self._settle()
+            self._waiting[index].end(outcome, tag, resolved)
+            if not index:
+                self._settle()
 
     def _settle(self) -> None:
         while self._waiting and self._waiting[0].known:
             step = self._waiting.popleft()
-            before, self._block = self._block, _after(self._block, step)
-            if before == "none" and self._block == "open":
-                self._begun_by = step.execution
-
-
-def _with_end(step: _Step, outcome: Outcome | Literal[""], tag: str, resolved: bool) -> _Step:
-    if step.outcome:  # the first end stands
-        return replace(step, resolved=step.resolved or resolved)
-    return replace(step, outcome=outcome, tag=tag, resolved=step.resolved or resolved)
+            if step.verb or step.outcome != "ok":
+                before, self._block = self._block, _after(self._block, step)
+                if before == "none" and self._block == "open":
+                    self._begun_by = step.execution
 
 
 def _after(block: Block, step: _Step) -> Block:
