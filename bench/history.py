@@ -1,4 +1,4 @@
-"""A past that never was: agents at work for a month, written into a log as gateways would have written it. The same seed, the same log.
+"""A past that never was: agents at work for a month, in a log as gateways would have written it. The same seed, the same log.
 
 `python -m bench.history FOLDER [EXECUTIONS]`.
 """
@@ -141,13 +141,15 @@ def _identity(scribe: _Scribe, past: Past, at_us: int) -> Iterator[Entry]:
         )
 
 
-def _shape(chance: random.Random, past: Past, number: int) -> tuple[str, str, int, str, tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+def _shape(
+    chance: random.Random, past: Past, number: int
+) -> tuple[str, str, int, str, tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     """What StatementDefined says after the statement's number."""
     verb = chance.choice(_VERBS)
     table = f"public.table_{int(past.tables * chance.random() ** 2)}"
     other = f"public.table_{int(past.tables * chance.random() ** 2)}"
     text = {
-        "SELECT": f"SELECT a.id, a.name, b.total FROM {table} a JOIN {other} b USING (id) WHERE a.c{number} = $1 ORDER BY b.total LIMIT 20",
+        "SELECT": f"SELECT a.id, a.name, b.total FROM {table} a JOIN {other} b USING (id) WHERE a.c{number} = $1 LIMIT 20",
         "INSERT": f"INSERT INTO {table} (id, name, c{number}) VALUES ($1, $2, $3)",
         "UPDATE": f"UPDATE {table} SET c{number} = $1 WHERE id = $2",
         "DELETE": f"DELETE FROM {table} WHERE c{number} = $1",
