@@ -28,7 +28,7 @@ from tests.system.topology import Topology, until
 
 if TYPE_CHECKING:
     from pgwarden.postgres import Postgres
-    from tests.broker import Broker
+    from tests.broker import Broker, Cluster
 
 AGENTS = 20
 GATEWAYS = ("gateway-1", "gateway-2")
@@ -42,8 +42,8 @@ pytestmark = [pytest.mark.faults, pytest.mark.kafka, pytest.mark.timeout(1200)]
 class House:
     """A running topology, its load, and the evidence that both leave."""
 
-    def __init__(self, topology: Topology, postgres: Postgres, broker: Broker) -> None:
-        self.topology, self.postgres, self.broker = topology, postgres, broker
+    def __init__(self, topology: Topology, postgres: Postgres) -> None:
+        self.topology, self.postgres = topology, postgres
         self.seed = random.randrange(2**32)
         self.keys = {f"agent-{number}": topology.agent(f"agent-{number}", ORDERS) for number in range(AGENTS)}
         self.load = Load(
@@ -140,7 +140,7 @@ def house(own_broker: Broker, postgres: Postgres, tmp_path: Path) -> Iterator[Ho
     made = Topology(tmp_path, (own_broker.bootstrap,), postgres.host, postgres.port, postgres.dsn("postgres"), changes=strict)
     try:
         with made:
-            yield House(made, postgres, own_broker)
+            yield House(made, postgres)
     finally:
         made.drop_database()
 
@@ -175,8 +175,8 @@ def test_whichever_process_is_killed_nothing_is_lost_and_nothing_runs_unrecorded
     assert "gateway crashed" in reasons
 
 
-def test_a_broker_that_is_killed_or_stands_still_loses_nothing_and_stops_nobody(house: House) -> None:
-    broker = house.broker
+def test_a_broker_that_is_killed_or_stands_still_loses_nothing_and_stops_nobody(house: House, own_broker: Broker) -> None:
+    broker = own_broker
 
     def killed() -> None:
         broker.kill9()
@@ -213,6 +213,33 @@ def test_a_broker_that_is_killed_or_stands_still_loses_nothing_and_stops_nobody(
 
 
 @pytest.fixture
+def house_on_three_brokers(cluster: Cluster, postgres: Postgres, tmp_path: Path) -> Iterator[House]:
+    changes = {'durability = "group"': 'durability = "strict"', "in_sync_min = 1": "in_sync_min = 2"}
+    made = Topology(
+        tmp_path, cluster.bootstrap, postgres.host, postgres.port, postgres.dsn("postgres"), replication=3, changes=changes
+    )
+    try:
+        with made:
+            yield House(made, postgres)
+    finally:
+        made.drop_database()
+
+
+def test_any_one_of_three_brokers_may_die(house_on_three_brokers: House, cluster: Cluster) -> None:
+    house = house_on_three_brokers
+    for broker in cluster.brokers:
+
+        def killed(broker: Broker = broker) -> None:
+            broker.kill9()
+            reached = house.load.progress() + 200
+            until(lambda: house.load.progress() >= reached, "statements go on with two brokers", 60)
+            broker.start()
+
+        house.under_load(killed)
+        house.check()
+
+
+@pytest.fixture
 def house_on_a_small_disk(
     own_broker: Broker, postgres: Postgres, tmp_path: Path, needs: Callable[[str, bool], None]
 ) -> Iterator[tuple[House, Path]]:
@@ -227,7 +254,7 @@ def house_on_a_small_disk(
         made = Topology(tmp_path, (own_broker.bootstrap,), postgres.host, postgres.port, postgres.dsn("postgres"), changes=strict)
         try:
             with made:
-                yield House(made, postgres, own_broker), disk
+                yield House(made, postgres), disk
         finally:
             made.drop_database()
     finally:
