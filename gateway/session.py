@@ -194,6 +194,7 @@ class Session:
         self._unfinished = 0  # executions begun whose end is not recorded
         self._undoable: deque[int] = deque(maxlen=settings.pipeline_max)  # ok so far, in an implicit transaction that goes on
         self._explicit = False  # since the last ReadyForQuery a BEGIN was completed
+        self._ended = False  # since the last ReadyForQuery something that ends an explicit transaction was done
         self._unknown: list[int] = []
         self._now_us = 0
         self._mono_us = 0
@@ -711,6 +712,8 @@ class Session:
             urgent=self._durability != "fast",
         )
         self._unfinished -= 1
+        if outcome != "skipped" and execution.text.statement is not None and execution.text.statement.transaction in _ENDS:
+            self._ended = True
         if outcome == "unknown":
             self._unknown.append(execution.number)
         elif outcome == "ok" and self.tracker.transaction == "I":
@@ -828,9 +831,12 @@ class Session:
         commands: list[Command] = []
         self._commands = commands
         self.closed = True
-        # Without a COMMIT behind it, a transaction ends with its connection, and ends undone.
-        undone = self.tracker.transaction != "I" and not any(
-            known.statement is not None and known.statement.transaction in _ENDS for known in self.tracker.under_way()
+        # Without a COMMIT behind it, a transaction ends with its connection, and ends undone. What a COMMIT that was answered left
+        # behind it in its pipeline or string runs in a transaction of its own, which may have been committed.
+        undone = (
+            self.tracker.transaction != "I"
+            and not self._ended
+            and not any(known.statement is not None and known.statement.transaction in _ENDS for known in self.tracker.under_way())
         )
         self.tracker.lost()
         if undone:
@@ -904,7 +910,7 @@ class Session:
                 else:
                     raise ProtocolViolation("the server sent an unknown transaction status")
                 self._undoable.clear()
-                self._explicit = False
+                self._explicit = self._ended = False
                 if status == b"I" and self._cursors and not tracker.busy:  # none outlives its transaction: WITH HOLD is refused
                     self._cursors.clear()
             elif kind == _ERROR_RESPONSE:

@@ -733,3 +733,31 @@ def test_a_connection_that_is_lost_where_a_commit_may_have_run_leaves_it_unknown
     talk._heard([talk.core.server_lost(9, 99)])
     assert _undone(talk) == []
     assert any(isinstance(event, StatementFinished) and event.outcome == "unknown" for event in talk.facts())
+
+
+@pytest.mark.parametrize("end", ["COMMIT", "ROLLBACK"])
+@pytest.mark.parametrize("extended", [False, True])
+def test_what_stands_behind_a_commit_that_was_answered_is_not_said_to_be_undone_by_the_loss(end: str, extended: bool) -> None:
+    for sent, received in (
+        (p(end) + b() + e() + READ_ONE + S, PARSED + BOUND + c(end)) if extended else (q(f"{end}; SELECT 1"), c(end)),
+        (q(end) + q("SELECT 1"), c(end)),
+    ):
+        talk = Talk()
+        talk.client(q("BEGIN"))
+        talk.server(c("BEGIN") + z(b"T"))
+        talk.client(sent)
+        talk.server(received)
+        talk._heard([talk.core.server_lost(9, 99)])
+        assert _undone(talk) == []
+        assert any(isinstance(event, StatementFinished) and event.outcome == "unknown" for event in talk.facts())
+
+
+def test_a_transaction_that_was_begun_behind_a_commit_and_its_answer_is_taken_along_by_the_loss() -> None:
+    talk = Talk()
+    talk.client(q("BEGIN"))
+    talk.server(c("BEGIN") + z(b"T"))
+    talk.client(q("COMMIT; BEGIN"))
+    talk.server(c("COMMIT") + c("BEGIN") + z(b"T"))
+    talk.client(q("SELECT 1"))
+    talk._heard([talk.core.server_lost(9, 99)])
+    assert _undone(talk) == [4]
