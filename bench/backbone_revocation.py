@@ -1,8 +1,8 @@
 """From a revocation until the backends are gone, over many live sessions: one gateway process, one PostgreSQL, many agents.
 
 The times are those of the record: `requested_us`, when the revocation was recorded, and `backend_gone_us` of SessionKilled, when
-the gateway had seen in pg_stat_activity that the backend is no more. One agent after the other is revoked, and then all that is left
-at once. One session in ten is in the middle of a statement.
+the gateway had seen in pg_stat_activity that the backend is no more. One agent after the other is revoked, and then all that is
+left at once. One session in ten is in the middle of a statement.
 """
 
 from __future__ import annotations
