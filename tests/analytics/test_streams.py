@@ -327,6 +327,7 @@ async def test_one_worker_and_two_come_to_what_the_runner_and_the_plainest_fold_
         assert "Traceback" not in worker.said()
 
 
+@pytest.mark.faults
 async def test_a_worker_that_is_killed_is_succeeded_and_no_order_is_missing(
     start: Callable[[str], Worker], log: KafkaLog, record_property: Callable[[str, object], None]
 ) -> None:
@@ -397,6 +398,7 @@ async def test_a_worker_that_stops_in_good_order_hands_over_at_once(start: Calla
     assert workers[1].status()["healthy"] is True
 
 
+@pytest.mark.faults
 async def test_a_worker_that_is_told_to_end_while_it_joins_its_group_ends_in_seconds(start: Callable[[str], Worker]) -> None:
     first = start("one")
     await until(lambda: shared([first]), "the first has all partitions", READY_SECONDS_MAX)
@@ -450,6 +452,7 @@ async def test_without_its_topics_it_says_what_to_do(broker: Broker, short: Path
     assert "pgwarden topics apply" in worker.said()
 
 
+@pytest.mark.faults
 async def test_a_stopped_process_that_comes_back_does_no_harm(start: Callable[[str], Worker], log: KafkaLog) -> None:
     """SIGSTOP for longer than its session: the others took over, and it wakes up believing that nothing happened."""
     gateway, api = writer(log, "gw"), writer(log, "api")
@@ -482,6 +485,7 @@ async def test_a_stopped_process_that_comes_back_does_no_harm(start: Callable[[s
     await until(lambda: shared(workers), "they share again", 60)
 
 
+@pytest.mark.faults
 async def test_brokers_that_are_away_for_a_while_are_waited_for(own_broker: Broker, short: Path) -> None:
     kafka = brokers.settings(own_broker, f"test-{secrets.token_hex(4)}.")
     await asyncio.to_thread(log_topics.apply, kafka)
