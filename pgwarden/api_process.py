@@ -13,7 +13,6 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, get_args
 
-import msgspec
 import uvicorn
 import uvloop
 from fastapi import APIRouter, FastAPI, Request
@@ -50,6 +49,7 @@ from pgwarden.config import ApiConfig, Config
 from pgwarden.gateways import Reports
 from pgwarden.logs import open_log, tables_folder
 from pgwarden.settings import SOCKET_FILE
+from pgwarden.status_socket import read_status
 
 WRITER: Final = "api"
 WRITTEN: Final = ("identity", "commands", "findings")
@@ -61,7 +61,6 @@ SHUTDOWN_SECONDS_MAX: Final = 3  # for answers that are under way; the superviso
 STATUS_SECONDS_MAX: Final = 1.5  # for a gateway's answer; the health of the others must not wait longer
 APPLIED_SECONDS_MAX: Final = 0.4  # for its word on identities; whoever revokes waits for an answer
 AGENT_OF_SECONDS_MAX: Final = 1.0  # for the tables to say whose a session is; a revocation must not wait for them
-STATUS_BYTES_MAX: Final = 16 * 2**20  # 250 bytes a session
 HEADER_BYTES_MAX: Final = 24 * 2**10  # a token of 16 KB is the largest that a row may allow
 
 # An answer is data for one caller: not kept, not guessed to be a page, not shown in one.
@@ -147,7 +146,7 @@ async def _run(config: Config) -> int:
 
 async def _until(stop: asyncio.Event, tasks: set[asyncio.Task[None]], server: uvicorn.Server) -> int:
     """Wait for a signal, or for the first part that fails; then end the server, and after it the rest."""
-    stopping = asyncio.get_running_loop().create_task(_waited(stop), name="signal")
+    stopping = asyncio.get_running_loop().create_task(stop.wait(), name="signal")
     running = set(tasks)
     status = 0
     while running and not stopping.done():
@@ -166,10 +165,6 @@ async def _until(stop: asyncio.Event, tasks: set[asyncio.Task[None]], server: uv
     stopping.cancel()
     await asyncio.wait({stopping, *tasks}, timeout=SHUTDOWN_SECONDS_MAX + 1)
     return status
-
-
-async def _waited(stop: asyncio.Event) -> None:
-    await stop.wait()
 
 
 class _Server(uvicorn.Server):
@@ -253,7 +248,7 @@ async def gateway_status(path: Path, name: str) -> Mapping[str, object]:
     """What the gateway of this machine says of itself, or why it says nothing."""
     silent = {"gateway": name, "reachable": False}
     try:
-        return await _asked(path, STATUS_SECONDS_MAX)
+        return await read_status(path, STATUS_SECONDS_MAX)
     except (FileNotFoundError, ConnectionRefusedError):  # the second: one that was killed leaves its socket behind
         return {**silent, "reason": "it does not run: start it with pgwarden gateway"}
     except TimeoutError:
@@ -262,31 +257,12 @@ async def gateway_status(path: Path, name: str) -> Mapping[str, object]:
         return {**silent, "reason": f"its status cannot be read: {error}"}
 
 
-async def _asked(path: Path, seconds: float) -> dict[str, object]:
-    """
-    Raises:
-        FileNotFoundError, ConnectionRefusedError: It does not run.
-        TimeoutError, OSError, ValueError: It does not answer, or not as it should.
-    """
-    async with asyncio.timeout(seconds):
-        reader, writer = await asyncio.open_unix_connection(path)
-        try:
-            said = await reader.read(STATUS_BYTES_MAX)
-            while more := await reader.read(STATUS_BYTES_MAX):
-                said += more
-                if len(said) > STATUS_BYTES_MAX:
-                    raise ValueError(f"it is larger than {STATUS_BYTES_MAX} bytes")
-        finally:
-            writer.close()
-    return msgspec.json.decode(said, type=dict[str, object])
-
-
 def _applied(path: Path, name: str) -> Applied:
     """Whether the gateway of this machine acts on an identity event. One that does not run is not waited for: it lets nobody in."""
 
     async def applied(at_us: int) -> Sequence[str]:
         try:
-            said = await _asked(path, APPLIED_SECONDS_MAX)
+            said = await read_status(path, APPLIED_SECONDS_MAX)
         except (FileNotFoundError, ConnectionRefusedError):
             return ()
         except (TimeoutError, OSError, ValueError):

@@ -21,7 +21,6 @@ from gateway.relay_link import RelayLink
 from gateway.server import Gateway, Place
 from gateway.settings import GatewaySettings
 from gateway.stamp import control_name
-from gateway.status import serve_status
 from gateway.texts import Texts
 from gateway.tls import end_point_of_file, server_context
 from identity.keys import JwksCache
@@ -38,6 +37,7 @@ from pgwarden.config import Config, ConnectionConfig
 from pgwarden.logs import local_folder
 from pgwarden.relay_child import RelayChild
 from pgwarden.settings import BOOKMARK_FILE, RELAY_SOCKET_FILE, SOCKET_FILE
+from pgwarden.status_socket import serve_status
 from pgwarden.targets import control, target
 from pgwarden.tls import self_signed
 
@@ -113,7 +113,7 @@ async def _run(config: Config) -> int:
 
     serving = loop.create_task(gateway.serve())
     following = loop.create_task(directory.follow())
-    stopping = loop.create_task(_waited(stop))
+    stopping = loop.create_task(stop.wait())
     done, _ = await asyncio.wait((serving, following, stopping, *relaying), return_when=asyncio.FIRST_COMPLETED)
     exit_status = 0
     for task in (serving, following, *relaying):
@@ -122,7 +122,8 @@ async def _run(config: Config) -> int:
             exit_status = 1
     status.close()
     await gateway.drain()
-    for task in (serving, following, stopping):
+    stopping.cancel()
+    for task in (serving, following):
         task.cancel()
     directory.close()
     await parser.close()
@@ -179,7 +180,3 @@ async def _boot(log: SegmentLog) -> int:
 def _status(settings: GatewaySettings, boot: int, gateway: Gateway, link: RelayLink | None) -> Mapping[str, object]:
     status = {"gateway": settings.gateway, "boot": boot, "pid": os.getpid(), "started_us": boot, **gateway.status()}
     return status if link is None else {**status, "relay": link.facts()}
-
-
-async def _waited(stop: asyncio.Event) -> None:
-    await stop.wait()

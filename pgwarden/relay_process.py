@@ -27,6 +27,7 @@ from pgwarden.config import Config
 from pgwarden.logs import kafka_log_class, local_folder
 from pgwarden.postgres import die_with_parent
 from pgwarden.settings import RELAY_FINISH_SECONDS_MAX, RELAY_PARENT, RELAY_SOCKET_FILE
+from pgwarden.status_socket import listen
 
 _STATE_SECONDS: Final = 1.0  # between two lines when nothing happens
 _STATE_SECONDS_MIN: Final = 0.002  # and when much does
@@ -68,7 +69,7 @@ async def _run(config: Config, settings: KafkaSettings) -> int:
     relay = listeners.relay = Relay(here, connect, config.gateway.name, config.log.relay, listeners.tell)
     server = await listeners.serve(config.state / RELAY_SOCKET_FILE)
     relaying = loop.create_task(relay.run())
-    stopping = loop.create_task(_waited(stop))
+    stopping = loop.create_task(stop.wait())
     await asyncio.wait((relaying, stopping), return_when=asyncio.FIRST_COMPLETED)
     exit_status = 0
     if relaying.done():
@@ -102,12 +103,7 @@ class _Listeners:
 
     async def serve(self, path: Path) -> asyncio.Server:
         """Raises OSError."""
-        _make_room(path)
-        previous = os.umask(0o177)
-        try:
-            return await asyncio.start_unix_server(self._answer, path, limit=relay_lines.LINE_BYTES_MAX)
-        finally:
-            os.umask(previous)
+        return await listen(path, self._answer, relay_lines.LINE_BYTES_MAX)
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         telling = asyncio.create_task(self._tell_state(writer))
@@ -137,13 +133,3 @@ class _Listeners:
             pass  # it has gone
         finally:
             self._news.discard(news)
-
-
-def _make_room(path: Path) -> None:
-    """A killed relay's socket would be in the way; two relays are kept apart by the locks of the log."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)
-
-
-async def _waited(stop: asyncio.Event) -> None:
-    await stop.wait()

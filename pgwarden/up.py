@@ -27,6 +27,7 @@ from pgwarden.first_start import Home
 from pgwarden.postgres import Postgres, PostgresSettings, PostgresUnavailable
 from pgwarden.psql import NoPsql, psql
 from pgwarden.settings import SOCKET_FILE, WATCHDOG_SOCKET_FILE
+from pgwarden.status_socket import status_of
 from pgwarden.supervisor import ChildDied, Interrupted, Part, Supervisor
 from pgwarden.tables import width
 from pgwarden.tls import fingerprint
@@ -214,7 +215,7 @@ def _environment(more: Mapping[str, str] | None = None) -> Mapping[str, str]:
 def _is_up(status_socket: Path, supervisor: Supervisor) -> bool:
     """Whether the gateway that answers is the one that was started."""
     try:
-        return watch.status_of(status_socket).get("pid") == supervisor.pid("gateway")
+        return status_of(status_socket, watch.STATUS_SECONDS_MAX).get("pid") == supervisor.pid("gateway")
     except (OSError, ValueError):
         return False
 
@@ -222,7 +223,7 @@ def _is_up(status_socket: Path, supervisor: Supervisor) -> bool:
 def _watches(status_socket: Path, supervisor: Supervisor) -> bool:
     """Whether the watchdog that answers is the one that was started, and knows what is live."""
     try:
-        status = watch.status_of(status_socket)
+        status = status_of(status_socket, watch.STATUS_SECONDS_MAX)
     except (OSError, ValueError):
         return False
     return status.get("pid") == supervisor.pid("watchdog") and bool(status.get("caught_up"))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -14,6 +12,7 @@ import httpx
 import msgspec
 
 from pgwarden.printable import printable
+from pgwarden.status_socket import status_of
 
 REPEAT_SECONDS_MIN: Final = 60  # between two lines that say the same; the counters tell how often
 LINES_MAX: Final = 8  # of one kind at a time; a terminal is no place for a flood
@@ -21,7 +20,7 @@ STATEMENTS_READ: Final = 200  # the newest, each time
 SESSIONS_READ: Final = 100
 TEXT_CHARACTERS_MAX: Final = 70  # of a statement
 LAG_SECONDS_MAX: Final = 5.0  # from a statement to its row; the projector commits every 250 ms
-STATUS_BYTES_MAX: Final = 16 * 2**20
+STATUS_SECONDS_MAX: Final = 2.0
 
 
 class ApiSilent(Exception):
@@ -214,7 +213,7 @@ class Watch:
 
     def _of_the_gateway(self, agents: Sequence[str]) -> Iterator[str]:
         try:
-            status = status_of(self._socket)
+            status = status_of(self._socket, STATUS_SECONDS_MAX)
         except (OSError, ValueError) as error:
             yield f"the gateway does not say how it is: {error}"
             return
@@ -227,7 +226,7 @@ class Watch:
 
     def _of_the_watchdog(self) -> Iterator[str]:
         try:
-            status = status_of(self._watchdog_socket)
+            status = status_of(self._watchdog_socket, STATUS_SECONDS_MAX)
         except (OSError, ValueError) as error:
             yield f"the watchdog does not say how it is: {error}"
             return
@@ -266,22 +265,6 @@ class Watch:
         if answer.status_code != 200:
             raise ApiSilent(f"{path} answered {answer.status_code}: {printable(answer.text)}")
         return answer.content
-
-
-def status_of(path: Path) -> Mapping[str, object]:
-    """Raises OSError, and ValueError for an answer that is none."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(2.0)
-        connection.connect(str(path))
-        data = bytearray()
-        while part := connection.recv(65536):
-            data += part
-            if len(data) > STATUS_BYTES_MAX:
-                raise ValueError("the answer is too long")
-    status = json.loads(data)
-    if not isinstance(status, dict):
-        raise ValueError("the answer is no object")
-    return status
 
 
 def answers(url: str) -> bool:

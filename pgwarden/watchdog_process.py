@@ -17,7 +17,6 @@ import uvloop
 from gateway.conversation import now_us
 from gateway.settings import GatewaySettings
 from gateway.stamp import watchdog_name
-from gateway.status import serve_status
 from gateway.watchdog import Sight, Watchdog, WatchdogSettings
 from ingest.log import LogCorrupt, LogLocked, LogUnavailable
 from ingest.log.segments import SegmentLog
@@ -26,6 +25,7 @@ from ingest.settings import RecorderSettings
 from pgwarden.config import Config
 from pgwarden.logs import open_log
 from pgwarden.settings import WATCHDOG_SOCKET_FILE
+from pgwarden.status_socket import serve_status
 from pgwarden.targets import control
 
 _log = logging.getLogger("pgwarden.watchdog")
@@ -64,7 +64,7 @@ async def _run(config: Config, settings: WatchdogSettings) -> int:
         status = await serve_status(config.state / WATCHDOG_SOCKET_FILE, watchdog.status)
         closing.callback(status.close)
         watching = loop.create_task(watchdog.run())
-        stopping = loop.create_task(_waited(stop))
+        stopping = loop.create_task(stop.wait())
         _log.info("looking after %s", ", ".join(sorted(config.connections)) or "no connection")
         await asyncio.wait((watching, stopping), return_when=asyncio.FIRST_COMPLETED)
         exit_status = 0
@@ -85,7 +85,3 @@ def sights(config: Config, settings: WatchdogSettings) -> Mapping[str, Sight]:
         connection.name: Sight(control(connection, ours, name), control(connection, ours, name))
         for connection in config.connections.values()
     }
-
-
-async def _waited(stop: asyncio.Event) -> None:
-    await stop.wait()

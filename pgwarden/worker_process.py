@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Final
 
 from analytics.activity import ActivitySettings
 from analytics.enforcer import Enforcer, EnforcerSettings
-from gateway.status import serve_status
 from ingest.events import SessionEndOrdered
 from ingest.log import LogCorrupt, LogUnavailable
 from ingest.log.kafka_client import INSTALL
@@ -27,6 +26,7 @@ from ingest.settings import KafkaSettings, RecorderSettings
 from pgwarden.config import Config
 from pgwarden.logs import open_log
 from pgwarden.settings import WORKER_SOCKET_FILE
+from pgwarden.status_socket import serve_status
 
 if TYPE_CHECKING:
     from analytics.streams import Streams
@@ -82,7 +82,7 @@ async def _run(config: Config, kafka: KafkaSettings, name: str) -> int:
             loop.create_task(enforcer.run(), name="enforcement"),
             loop.create_task(streams.run(), name="Faust"),
         }
-        stopping = loop.create_task(_waited(stop), name="signal")
+        stopping = loop.create_task(stop.wait(), name="signal")
         _log.info("this is %s, of group %s%s", writer, kafka.topic_prefix, "worker")
         done, _ = await asyncio.wait({stopping, *tasks}, return_when=asyncio.FIRST_COMPLETED)
         exit_status = 0
@@ -196,10 +196,6 @@ def _quiet() -> None:
         logger.setLevel(logging.WARNING)
         logger.propagate = False
         logger.addHandler(words)
-
-
-async def _waited(stop: asyncio.Event) -> None:
-    await stop.wait()
 
 
 def _now_us() -> int:

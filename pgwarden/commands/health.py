@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import socket
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,15 +13,16 @@ from urllib.request import ProxyHandler, build_opener
 
 from pgwarden.config import Address, Config, ConfigInvalid, load
 from pgwarden.printable import printable
+from pgwarden.settings import RELAY_SOCKET_FILE, SOCKET_FILE, WATCHDOG_SOCKET_FILE, WORKER_SOCKET_FILE
+from pgwarden.status_socket import status_of
 
 SECONDS_MAX: Final = 5.0
-STATUS_BYTES_MAX: Final = 16 * 2**20
 
 _SOCKETS: Final = {
-    "gateway": "run/gateway.sock",
-    "relay": "run/relay.sock",
-    "watchdog": "run/watchdog.sock",
-    "worker": "run/worker.sock",
+    "gateway": SOCKET_FILE,
+    "relay": RELAY_SOCKET_FILE,
+    "watchdog": WATCHDOG_SOCKET_FILE,
+    "worker": WORKER_SOCKET_FILE,
 }
 
 
@@ -39,7 +39,7 @@ def status(arguments: argparse.Namespace) -> int:
     part: str = arguments.part
     try:
         said = _of(part, config)
-        wrong = _wrong(part, said)
+        wrong = _wrong(said)
     except Unwell as unwell:
         said, wrong = {}, str(unwell)
     if arguments.json:
@@ -58,20 +58,10 @@ def _of(part: str, config: Config) -> Mapping[str, object]:
 
 
 def _from_socket(path: Path) -> Mapping[str, object]:
-    """One JSON object: all that is said, or the first line of what goes on."""
-    said = b""
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
-            peer.settimeout(SECONDS_MAX)
-            peer.connect(str(path))
-            while b"\n" not in said and len(said) <= STATUS_BYTES_MAX and (more := peer.recv(65_536)):
-                said += more
-        answer = json.loads(said.partition(b"\n")[0])
+        return status_of(path, SECONDS_MAX)
     except (OSError, ValueError) as error:
         raise Unwell(f"does not answer on {path}: {error}") from error
-    if not isinstance(answer, dict):
-        raise Unwell(f"answers on {path} with no JSON object")
-    return answer
 
 
 def _from_http(listen: Address, path: str, expected: Callable[[int], bool]) -> Mapping[str, object]:
@@ -90,12 +80,13 @@ def _from_http(listen: Address, path: str, expected: Callable[[int], bool]) -> M
     return {"url": url, "code": code}
 
 
-def _wrong(part: str, said: Mapping[str, object]) -> str:
+def _wrong(said: Mapping[str, object]) -> str:
     """Why what it says of itself is not well; "" when it is."""
-    log = said.get("log")
-    if part == "gateway" and isinstance(log, dict) and log.get("available") is False:
-        return f"cannot record, so it lets nothing through: {log.get('reason', '')}"
-    for name in ("error", "reason", "blind"):
-        if isinstance(said.get(name), str) and said[name]:
-            return str(said[name])
-    return ""
+    wrong: list[str] = []
+    log, blind = said.get("log"), said.get("blind")  # a gateway's and a watchdog's; a watchdog's
+    if isinstance(log, dict) and log.get("available") is False:
+        wrong.append(f"cannot record: {log.get('reason', '')}")
+    if isinstance(blind, list):
+        wrong += [f"does not see {one.get('what')}: {one.get('reason')}" for one in blind if isinstance(one, dict)]
+    wrong += [said_itself for name in ("error", "reason") if isinstance(said_itself := said.get(name), str) and said_itself]
+    return "; ".join(wrong)
