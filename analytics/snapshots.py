@@ -124,7 +124,11 @@ def _fold(path: Path, memory_max_mb: int) -> None:
     """Take what stands in the copy's write-ahead log into the copy, so that it is one file."""
     wal = path.with_name(path.name + ".wal")
     if wal.exists():
-        config = {"threads": "1", "memory_limit": f"{memory_max_mb}MB", "temp_directory": ""}
+        config: dict[str, str | bool | int | float | list[str]] = {
+            "threads": "1",
+            "memory_limit": f"{memory_max_mb}MB",
+            "temp_directory": "",
+        }
         try:
             with contextlib.closing(duckdb.connect(str(path), config=config)) as connection:
                 connection.execute("checkpoint").fetchall()
