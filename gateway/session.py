@@ -437,8 +437,12 @@ class Session:
         if known is None:
             return None
         refusal = self._unrecordable() or (known.whole.verdict if isinstance(known.whole.verdict, Deny) else None)
+        declared: set[str] = set()  # in this very string: if one of these names is taken already, nothing behind it runs
         for part in known.parts:
-            refusal = refusal or self._fetch(part.statement)
+            if part.statement is not None and part.statement.declares:
+                declared.add(part.statement.declares)
+            if part.statement is None or part.statement.fetches not in declared:
+                refusal = refusal or self._fetch(part.statement)
         if refusal is not None:
             return self._denied_text(text, len(body) - 1, refusal, known)
         self._define(known, text)

@@ -548,6 +548,13 @@ def test_a_cursor_that_nobody_saw_declared_is_not_fetched_from_after_a_narrowing
     assert _refused(talk, q('FETCH ALL FROM "<unnamed portal 1>"'))
 
 
+def test_a_cursor_of_the_same_string_is_fetched_from_after_a_narrowing() -> None:
+    talk = _wide()
+    _narrow(talk)
+    assert not _refused(talk, q("BEGIN; DECLARE c CURSOR FOR SELECT id FROM orders; FETCH ALL FROM c"))
+    assert _refused(talk, q("BEGIN; FETCH ALL FROM d; DECLARE d CURSOR FOR SELECT id FROM orders"))
+
+
 def test_a_name_stands_for_the_cursor_that_was_declared_last() -> None:
     talk = _wide()
     talk.client(q("BEGIN; DECLARE c CURSOR FOR SELECT id FROM secrets; CLOSE c; DECLARE c CURSOR FOR SELECT id FROM orders"))
