@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import random
@@ -16,7 +17,9 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
+import asyncpg
 import psycopg
+import psycopg.sql
 import pytest
 
 from ingest.events import (
@@ -404,6 +407,31 @@ def in_transaction(database: Database) -> bool:
             (database.name,),
         ).fetchone()
     return found == (1,)
+
+
+async def test_what_a_deferred_constraint_undoes_at_sync_is_recorded_as_aborted(
+    make_warden: Callable[..., Warden], database: Database
+) -> None:
+    with psycopg.connect(database.superuser_dsn, autocommit=True) as direct:
+        direct.execute("CREATE TABLE app.once (id bigint UNIQUE DEFERRABLE INITIALLY DEFERRED)")
+        direct.execute(psycopg.sql.SQL("GRANT ALL ON app.once TO {}").format(psycopg.sql.Identifier(database.role)))
+    warden = make_warden(tls="optional", start=False)
+    await asyncio.to_thread(warden.start)
+    await asyncio.to_thread(warden.agent, "writer", Rule("app", ("once",), ("select", "insert")))
+    connection = await asyncpg.connect(
+        host="127.0.0.1", port=warden.port, user="writer", password=warden.keys["writer"], database="shop", ssl=False
+    )
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await connection.execute("INSERT INTO app.once VALUES ($1), ($1)", 1)
+    assert await connection.fetchval("SELECT count(*) FROM app.once") == 0
+    await connection.close()
+    await asyncio.to_thread(warden.stop)
+    (insert,) = [execution for execution in await asyncio.to_thread(warden.executions, "writer") if "INSERT" in execution.text]
+    assert (insert.outcome, insert.tag) == ("ok", "INSERT 0 2")
+    ((name, event),) = (await asyncio.to_thread(resolved, warden)).items()
+    assert name == (insert.stamp.session, insert.number)
+    assert event.resolution == "aborted"
+    assert "the commit at Sync (23505)" in event.evidence
 
 
 # -- held against a real PostgreSQL ----------------------------------------------------------------------------------------------
