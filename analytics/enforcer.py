@@ -22,6 +22,7 @@ from typing import Final
 import msgspec
 
 from analytics import enforcement
+from ingest.clock import now_us
 from ingest.events import GatewayReported, GatewayStarted, SessionEndOrdered, SessionOpened, SessionReaped
 from ingest.follow import Follower
 from ingest.frames import FrameInvalid, decode
@@ -93,14 +94,10 @@ class Standing:
     error: str  # "" when all is well
 
 
-def _now_us() -> int:
-    return time.time_ns() // 1000
-
-
 class Enforcer:
     """One a process, on one loop. It does not close the log."""
 
-    def __init__(self, log: EventLog, order: Order, settings: EnforcerSettings, now_us: Callable[[], int] = _now_us) -> None:
+    def __init__(self, log: EventLog, order: Order, settings: EnforcerSettings, now_us: Callable[[], int] = now_us) -> None:
         self._log = log
         self._order = order
         self._settings = settings

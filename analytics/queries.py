@@ -6,7 +6,6 @@ import asyncio
 import base64
 import binascii
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Final, Literal, TypeAlias
 
 from analytics.settings import AnalyticsSettings
 from analytics.store import ReadTooLong, Store, TablesBroken, Value
+from ingest.clock import now_us
 
 Kind: TypeAlias = Literal["text", "integer", "time", "flag"]
 Given: TypeAlias = Mapping[str, "str | int | bool"]
@@ -489,9 +489,7 @@ _HIDDEN: Final = frozenset({"place", "part", "rank"})  # of use for the order al
 class Queries:
     """Questions run in threads of their own, so many at once; the others wait in a line with an end. Calls may overlap."""
 
-    def __init__(
-        self, store: Store, settings: AnalyticsSettings, now_us: Callable[[], int] = lambda: time.time_ns() // 1000
-    ) -> None:
+    def __init__(self, store: Store, settings: AnalyticsSettings, now_us: Callable[[], int] = now_us) -> None:
         self._store = store
         self._settings = settings
         self._now_us = now_us

@@ -16,6 +16,7 @@ from typing import Final
 from analytics import enforcement
 from analytics.settings import AnalyticsSettings
 from analytics.store import Batch, Store, TablesBroken
+from ingest.clock import now_us
 from ingest.events import TOPICS, Frame, SessionEndOrdered, Topic
 from ingest.follow import Follower, Gap, log_gap
 from ingest.log import EventLog, LogCorrupt, LogUnavailable, Partition, Record
@@ -49,10 +50,6 @@ class Lag:
         return not self.projection_error and not self.enforcement_error
 
 
-def _now_us() -> int:
-    return time.time_ns() // 1000
-
-
 class Runner:
     """One a process, on one loop. It closes neither the log nor the store."""
 
@@ -62,7 +59,7 @@ class Runner:
         store: Store,
         order: Order,
         settings: AnalyticsSettings,
-        now_us: Callable[[], int] = _now_us,
+        now_us: Callable[[], int] = now_us,
         *,
         enforce: bool = True,
     ) -> None:

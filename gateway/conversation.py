@@ -21,18 +21,11 @@ from gateway.wire import messages
 from gateway.wire.messages import Error
 from identity.principal import Principal
 from identity.scope import Authority
+from ingest.clock import mono_us, now_us
 from ingest.events import SessionClosed, SessionKilled, Stamp, StatementFinished
 from ingest.log import LogUnavailable
 from ingest.recorder import Horizon, Recorder
 from ingest.sql import Script, Unparsable
-
-
-def now_us() -> int:
-    return time.time_ns() // 1_000
-
-
-def mono_us() -> int:
-    return time.monotonic_ns() // 1_000
 
 
 def horizon(recorder: Recorder, durability: Durability) -> Horizon:

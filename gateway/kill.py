@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 from gateway.control import Backend, Control, ControlFailed
 from gateway.settings import GatewaySettings
+from ingest.clock import now_us
 
 _PAUSE_MIN_SECONDS = 0.002
 _PAUSE_MAX_SECONDS = 0.1
@@ -54,12 +54,12 @@ class Ender:
                 except ControlFailed:
                     pause = max(pause, 0.05)
                 else:
-                    now_us = time.time_ns() // 1_000
+                    gone_us = now_us()
                     for backend in asked:
                         if backend not in left:
                             for gone in self._wanted.pop(backend, ()):
                                 if not gone.done():
-                                    gone.set_result(now_us)
+                                    gone.set_result(gone_us)
                 if self._wanted:
                     try:
                         async with asyncio.timeout(pause):

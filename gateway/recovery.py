@@ -27,6 +27,7 @@ from gateway.outcomes import SessionLedger
 from gateway.settings import GatewaySettings
 from gateway.upstream import Target
 from identity.registry import Registry, Standing
+from ingest.clock import now_us
 from ingest.events import (
     Frame,
     OutcomeResolved,
@@ -284,29 +285,29 @@ class Aftermath:
         if gone_us:
             for execution in left.ledger.left(left.opened.durability):
                 if execution.resolution is not None:
-                    event = OutcomeResolved(_now_us(), execution.execution, execution.resolution, execution.evidence)
+                    event = OutcomeResolved(now_us(), execution.execution, execution.resolution, execution.evidence)
                     ticket = self._record(left, event)
         # First on disk what is certain of its executions, then its end: a session that has one is not looked at again.
         await self._recorder.recorded(ticket)
-        now_us = _now_us()
-        ending = self._registry.ending(standing(left.opened), now_us)
+        at_us = now_us()
+        ending = self._registry.ending(standing(left.opened), at_us)
         if ending is not None and not left.killed:
             killed = SessionKilled(
-                now_us,
+                at_us,
                 stamp.session,
                 stamp.agent,
                 ending.cause,
                 ending.at_us,
-                now_us,
-                now_us,  # its client's connection ended with the gateway, so at the latest now
+                at_us,
+                at_us,  # its client's connection ended with the gateway, so at the latest now
                 gone_us,
                 stamp.backend_pid,
                 ending.reason,
             )
             self._recorder.record("sessions", stamp.agent, killed)
             left.killed = True
-        lasted_us = max(0, now_us - left.opened.at_us)
-        closed = SessionClosed(now_us, stamp.session, stamp.agent, CLOSED, "", 0, 0, left.ledger.executions, lasted_us)
+        lasted_us = max(0, at_us - left.opened.at_us)
+        closed = SessionClosed(at_us, stamp.session, stamp.agent, CLOSED, "", 0, 0, left.ledger.executions, lasted_us)
         self._leaving.append((self._recorder.record("sessions", stamp.agent, closed), stamp.session))
 
     # -- where the next boot begins to read ----------------------------------------------------------------------------------------
@@ -371,7 +372,3 @@ def standing(opened: SessionOpened) -> Standing:
         stamp.grants,
         opened.identity_at_us,
     )
-
-
-def _now_us() -> int:
-    return time.time_ns() // 1_000

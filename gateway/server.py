@@ -19,7 +19,7 @@ from pathlib import Path
 from gateway.admission import Admission, Denied
 from gateway.channel import Channel, PeerGone, tune
 from gateway.control import Backend, Control, ControlFailed
-from gateway.conversation import Conversation, horizon, now_us
+from gateway.conversation import Conversation, horizon
 from gateway.kill import Ender
 from gateway.recovery import Aftermath
 from gateway.session import Session
@@ -44,6 +44,7 @@ from identity.principal import Principal
 from identity.refusal import Refusal
 from identity.registry import EVERYONE, Registry, Standing
 from identity.scope import Authority
+from ingest.clock import now_us
 from ingest.events import (
     GatewayReported,
     GatewayStarted,

@@ -17,6 +17,7 @@ from typing import Final, get_args
 from gateway.control import Backend, Control, ControlFailed
 from gateway.live_sessions import GATEWAY_GONE, BackendName, LiveSession, LiveSessions, Moment, Orphan
 from identity.registry import Registry
+from ingest.clock import mono_us, now_us
 from ingest.events import IdentityEvent, SessionReaped, Topic
 from ingest.follow import Follower
 from ingest.log import EventLog, LogCorrupt, LogUnavailable, Partition
@@ -431,4 +432,4 @@ class Watchdog:
 
 
 def _now() -> Moment:
-    return Moment(time.time_ns() // 1_000, time.monotonic_ns() // 1_000)
+    return Moment(now_us(), mono_us())

@@ -17,6 +17,7 @@ from typing import Final
 
 import msgspec
 
+from ingest.clock import mono_us, now_us
 from ingest.events import GatewayReported
 from ingest.log import Entry, EventLog, LogCorrupt, LogUnavailable, Partition, Record
 from ingest.log.segments import SegmentLog
@@ -36,10 +37,6 @@ _ANSWER_SECONDS_MAX: Final = 10.0
 _COUNT_RECORDS: Final = 2_000  # looked at by one call; they are in the page cache, and their values are not kept
 _COUNT_SECONDS: Final = 0.05  # between two looks; the gateway itself knows what it has written since
 _TRIM_SECONDS: Final = 600.0  # between two looks for segments that are old enough to go; each reads some 20 records
-
-
-def mono_us() -> int:
-    return time.monotonic_ns() // 1_000
 
 
 class _Author(msgspec.Struct, frozen=True, array_like=True):
@@ -336,7 +333,7 @@ class Relay:
         await _once(self._reach_brokers, "connecting", self._troubles)
         brokers = self._brokers
         assert brokers is not None
-        self._reports = Recorder(brokers, f"{self._gateway}.relay", time.time_ns() // 1_000, RecorderSettings())
+        self._reports = Recorder(brokers, f"{self._gateway}.relay", now_us(), RecorderSettings())
         shipper = self._shipper = Shipper(self._here, brokers, self._settings, self._troubles, self._on_change)
         mirrors = {topic: Mirror(topic, self._here, brokers, self._troubles, self._on_change) for topic in MIRRORED}
         for where, work in (("shipping", shipper.ship), ("counting", shipper.count)):
@@ -352,7 +349,7 @@ class Relay:
         """Give up what is old here, safe there, and not needed at the gateway's next start, for which `identity` stays whole."""
         while True:
             await asyncio.sleep(min(_TRIM_SECONDS, self._settings.keep_seconds / 4))
-            before_us = time.time_ns() // 1_000 - int(self._settings.keep_seconds * 1e6)
+            before_us = now_us() - int(self._settings.keep_seconds * 1e6)
             shipped = self._shipper.shipped if self._shipper is not None else {}
             safe = {place: min(offset, self._needed.get(place[0], 0)) for place, offset in shipped.items()}
             if commands.next_offset >= 0:

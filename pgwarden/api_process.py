@@ -8,7 +8,6 @@ import logging
 import signal
 import socket
 import sys
-import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, get_args
@@ -38,6 +37,7 @@ from identity.refusal import Refusal
 from identity.registrar import Registrar, Unrecorded
 from identity.registry import Registry
 from identity.settings import loopback
+from ingest.clock import now_us
 from ingest.events import IdentityEvent, SessionEndOrdered
 from ingest.follow import Follower
 from ingest.log import EventLog, LogCorrupt, LogLocked, LogUnavailable, Partition
@@ -175,10 +175,6 @@ class _Server(uvicorn.Server):
 
 
 # -- what it is made of ----------------------------------------------------------------------------------------------------------
-
-
-def now_us() -> int:
-    return time.time_ns() // 1000
 
 
 def known(config: Config) -> Known:

@@ -15,7 +15,6 @@ from typing import Final
 import uvloop
 
 from gateway.admission import Admission
-from gateway.conversation import now_us
 from gateway.directory import Directory
 from gateway.relay_link import RelayLink
 from gateway.server import Gateway, Place
@@ -25,6 +24,7 @@ from gateway.texts import Texts
 from gateway.tls import end_point_of_file, server_context
 from identity.keys import JwksCache
 from identity.registry import Registry
+from ingest.clock import now_us
 from ingest.events import SessionEndOrdered
 from ingest.frames import FrameInvalid, decode
 from ingest.log import LogCorrupt, LogLocked, LogUnavailable

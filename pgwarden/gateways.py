@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
+from ingest.clock import now_us
 from ingest.events import GatewayReported
 from ingest.follow import Follower
 from ingest.log import EventLog, LogCorrupt, LogUnavailable
@@ -32,9 +33,7 @@ _log: Final = logging.getLogger(__name__)
 class Reports:
     """The newest word of each gateway. Owned by one loop; closes no log."""
 
-    def __init__(
-        self, log: EventLog, clock: Callable[[], float] = time.monotonic, now_us: Callable[[], int] = lambda: time.time_ns() // 1000
-    ) -> None:
+    def __init__(self, log: EventLog, clock: Callable[[], float] = time.monotonic, now_us: Callable[[], int] = now_us) -> None:
         self._log = log
         self._clock = clock
         self._now_us = now_us

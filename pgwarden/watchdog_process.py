@@ -14,10 +14,10 @@ from dataclasses import replace
 
 import uvloop
 
-from gateway.conversation import now_us
 from gateway.settings import GatewaySettings
 from gateway.stamp import watchdog_name
 from gateway.watchdog import Sight, Watchdog, WatchdogSettings
+from ingest.clock import now_us
 from ingest.log import LogCorrupt, LogLocked, LogUnavailable
 from ingest.log.segments import SegmentLog
 from ingest.recorder import Recorder

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from analytics.activity import ActivitySettings
 from analytics.enforcer import Enforcer, EnforcerSettings
+from ingest.clock import now_us
 from ingest.events import SessionEndOrdered
 from ingest.log import LogCorrupt, LogUnavailable
 from ingest.log.kafka_client import INSTALL
@@ -71,7 +72,7 @@ async def _run(config: Config, kafka: KafkaSettings, name: str) -> int:
     async with contextlib.AsyncExitStack() as closing:
         log = await open_log(config)
         closing.push_async_callback(log.close)
-        recorder = Recorder(log, writer, _now_us(), RecorderSettings())
+        recorder = Recorder(log, writer, now_us(), RecorderSettings())
         closing.push_async_callback(recorder.close)
         enforcer = Enforcer(log, _ordering(recorder), EnforcerSettings())
         credentials = streams_module.credentials(kafka)
@@ -196,7 +197,3 @@ def _quiet() -> None:
         logger.setLevel(logging.WARNING)
         logger.propagate = False
         logger.addHandler(words)
-
-
-def _now_us() -> int:
-    return time.time_ns() // 1000

@@ -11,11 +11,11 @@ import pytest
 
 from gateway.relay_link import RelayLink
 from ingest import relay_lines
+from ingest.clock import mono_us
 from ingest.events import AgentRevoked, GatewayReported
 from ingest.log import LogUnavailable
 from ingest.log.memory import MemoryLog
 from ingest.recorder import Recorder
-from ingest.relay import mono_us
 from ingest.relay_lines import RelayState
 from ingest.settings import RecorderSettings, RelaySettings
 

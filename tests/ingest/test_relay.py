@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ingest.clock import mono_us
 from ingest.events import AgentRevoked, Event, GatewayReported, SessionDenied, StatementStarted
 from ingest.follow import Follower, Gap
 from ingest.log import Entry, EventLog, LogUnavailable, Position
@@ -18,7 +19,7 @@ from ingest.log.memory import MemoryLog, MemorySubscription
 from ingest.log.partitioner import partition
 from ingest.log.segments import SegmentLog
 from ingest.recorder import Recorder
-from ingest.relay import Relay, mono_us
+from ingest.relay import Relay
 from ingest.relay_lines import GatewayWord
 from ingest.settings import LogSettings, RecorderSettings, RelaySettings
 
