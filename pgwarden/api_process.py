@@ -8,7 +8,7 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, get_args
 
@@ -38,7 +38,7 @@ from identity.registrar import Registrar, Unrecorded
 from identity.registry import Registry
 from identity.settings import loopback
 from ingest.clock import now_us
-from ingest.events import IdentityEvent, SessionEndOrdered
+from ingest.events import IdentityEvent
 from ingest.follow import Follower
 from ingest.log import EventLog, LogCorrupt, LogLocked, LogUnavailable, Partition
 from ingest.log.segments import SegmentLog
@@ -48,6 +48,7 @@ from pgwarden import first_agents
 from pgwarden.config import ApiConfig, Config
 from pgwarden.gateways import Reports
 from pgwarden.logs import open_log, tables_folder
+from pgwarden.ordering import ordering
 from pgwarden.settings import SOCKET_FILE
 from pgwarden.status_socket import read_status
 
@@ -111,7 +112,7 @@ async def _run(config: Config) -> int:
             settings = AnalyticsSettings(tables_folder(config))
             store = await asyncio.to_thread(Store.open, settings)
             closing.push_async_callback(asyncio.to_thread, store.close)
-            runner = Runner(log, store, _ordering(recorder), settings, enforce=config.kafka is None)
+            runner = Runner(log, store, ordering(recorder), settings, enforce=config.kafka is None)
             queries = Queries(store, settings)
             closing.callback(queries.close)
             guarded_sql = GuardedSql(store, settings)
@@ -344,13 +345,6 @@ def listener(api: ApiConfig) -> socket.socket:
         bound.close()
         raise CannotStart(f"[api] listen = {api.listen} cannot be used: {error.strerror or error}") from error
     return bound
-
-
-def _ordering(recorder: Recorder) -> Callable[[SessionEndOrdered], Awaitable[None]]:
-    async def order(event: SessionEndOrdered) -> None:
-        await recorder.recorded(recorder.record("commands", event.session, event))
-
-    return order
 
 
 async def _first_agents(registrar: Registrar, config: Config, unrecorded: Unrecorded | None) -> None:

@@ -12,20 +12,20 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from analytics.activity import ActivitySettings
 from analytics.enforcer import Enforcer, EnforcerSettings
 from ingest.clock import now_us
-from ingest.events import SessionEndOrdered
 from ingest.log import LogCorrupt, LogUnavailable
 from ingest.log.kafka_client import INSTALL
 from ingest.recorder import Recorder
 from ingest.settings import KafkaSettings, RecorderSettings
 from pgwarden.config import Config
 from pgwarden.logs import open_log
+from pgwarden.ordering import ordering
 from pgwarden.settings import WORKER_SOCKET_FILE
 from pgwarden.status_socket import serve_status
 
@@ -74,7 +74,7 @@ async def _run(config: Config, kafka: KafkaSettings, name: str) -> int:
         closing.push_async_callback(log.close)
         recorder = Recorder(log, writer, now_us(), RecorderSettings())
         closing.push_async_callback(recorder.close)
-        enforcer = Enforcer(log, _ordering(recorder), EnforcerSettings())
+        enforcer = Enforcer(log, ordering(recorder), EnforcerSettings())
         credentials = streams_module.credentials(kafka)
         streams: Streams = streams_module.Streams(kafka, log, enforcer, ActivitySettings(), state / "worker", credentials)
         status = await serve_status(state / _file(WORKER_SOCKET_FILE, name), lambda: _status(writer, enforcer, streams))
@@ -84,7 +84,7 @@ async def _run(config: Config, kafka: KafkaSettings, name: str) -> int:
             loop.create_task(streams.run(), name="Faust"),
         }
         stopping = loop.create_task(stop.wait(), name="signal")
-        _log.info("this is %s, of group %s%s", writer, kafka.topic_prefix, "worker")
+        _log.info("this is %s, of group %s%s", writer, kafka.topic_prefix, streams_module.GROUP)
         done, _ = await asyncio.wait({stopping, *tasks}, return_when=asyncio.FIRST_COMPLETED)
         exit_status = 0
         for task in done & tasks:
@@ -138,13 +138,6 @@ def _status(writer: str, enforcer: Enforcer, streams: Streams) -> Mapping[str, o
             "windows_closed": counting.windows_closed,
         },
     }
-
-
-def _ordering(recorder: Recorder) -> Callable[[SessionEndOrdered], Awaitable[None]]:
-    async def order(event: SessionEndOrdered) -> None:
-        await recorder.recorded(recorder.record("commands", event.session, event))
-
-    return order
 
 
 @contextlib.contextmanager
