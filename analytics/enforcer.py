@@ -59,9 +59,7 @@ class EnforcerSettings:
     poll_records_max: int = 500
     orders_pending_max: int = 100_000  # one a live session; beyond it the process ends with an error
     behind_seconds_max: float = 2.0  # a record that was not handed over for so long is read from the log; a rebalance takes 2 to 3
-    observations_back: int = (
-        2_000  # records of each partition of `observations` that are read at the start; what is older is missed
-    )
+    observations_back: int = 2_000  # records of each partition of `observations` read at the start; what is older is missed
     reaped_max: int = 10_000  # sessions that the watchdog ended, remembered for partitions that come later
 
 

@@ -153,9 +153,8 @@ class Aftermath:
         ends = self._log.end_offsets(topic)
         begins = self._log.begin_offsets(topic)
         at = {place: max(offsets.get(place, 0), begins[place]) for place in ends}
-        newest: dict[
-            tuple[int, int], int
-        ] = {}  # (boot, partition) -> seq. Not Follower's check: `step` is another log's with Kafka
+        # (boot, partition) -> seq. Not Follower's check: with Kafka `step` is another log's.
+        newest: dict[tuple[int, int], int] = {}
         subscription = self._log.assign(dict(at))
         try:
             while any(at[place] < end for place, end in ends.items()):

@@ -57,9 +57,7 @@ class GatewaySettings:
     cancels_per_minute_max: int = 120  # from one address with a wrong key
     kill_seconds_max: float = 4.0  # for the proof that a backend is gone; the command waits for 5
     prove_again_seconds: float = 1.0  # between two attempts to prove an end that could not be proven in time
-    bookmark_seconds: float = (
-        60.0  # how often it is written where the next start begins to read; a minute is read in a second or two
-    )
+    bookmark_seconds: float = 60.0  # between two notes of where the next start begins to read; a minute is read in a second or two
     drain_seconds_max: float = 0.25  # reading on after the last word, so that it is not lost in a reset
     catalog_seconds: float = 30.0  # how often the user-defined function names are read anew
     scram_iterations_max: int = 100_000  # a hostile server may ask for any number; a million take 0.4 s

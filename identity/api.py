@@ -63,9 +63,7 @@ IdempotencyKey: TypeAlias = Annotated[
 ]
 
 APPLIED_SECONDS_MAX: Final = 1.0  # that an answer waits for the gateways; they follow the log by milliseconds
-APPLIED_INTERVAL_SECONDS: Final = (
-    0.01  # between the first two looks, and twice as long each time: a look costs each gateway some work
-)
+APPLIED_INTERVAL_SECONDS: Final = 0.01  # between the first two looks; twice as long each time, since a look costs a gateway work
 
 Answer: TypeAlias = dict[str, "str | int | bool | list[str] | None"]
 

@@ -17,9 +17,7 @@ from ingest.events import GatewayReported
 from ingest.follow import Follower
 from ingest.log import EventLog, LogCorrupt, LogUnavailable
 
-SILENT_SECONDS_MAX: Final = (
-    60.0  # a gateway that says nothing for so long holds no answer back; the watchdog has ended its sessions
-)
+SILENT_SECONDS_MAX: Final = 60.0  # a gateway silent for so long holds no answer back; the watchdog has ended its sessions
 REPORTS_BACK: Final = 2_000  # records of each partition that are read at the start: minutes, with ten gateways
 MISSED_SECONDS_MAX: Final = 5.0  # of the reports that come each second
 SHOWN_SECONDS_MAX: Final = 900.0  # a gateway that has ended is missed for so long, and then forgotten
