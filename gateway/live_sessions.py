@@ -187,16 +187,7 @@ class LiveSessions:
         self._sessions[stamp.session] = LiveSession(
             gateway=writer,
             boot=boot,
-            standing=Standing(
-                session=stamp.session,
-                agent=stamp.agent,
-                issuer=stamp.issuer,
-                subject=stamp.subject,
-                on_behalf_of=stamp.on_behalf_of,
-                groups=frozenset(event.groups),
-                grants=stamp.grants,
-                identity_at_us=event.identity_at_us or event.at_us,
-            ),
+            standing=Standing.of(event),
             connection=stamp.connection,
             backend=(stamp.backend_pid, stamp.backend_start_us),
             method=event.method,

@@ -289,7 +289,7 @@ class Aftermath:
         # First on disk what is certain of its executions, then its end: a session that has one is not looked at again.
         await self._recorder.recorded(ticket)
         at_us = now_us()
-        ending = self._registry.ending(standing(left.opened), at_us)
+        ending = self._registry.ending(Standing.of(left.opened), at_us)
         if ending is not None and not left.killed:
             killed = SessionKilled(
                 at_us,
@@ -357,17 +357,3 @@ class Aftermath:
             new.write_bytes(msgspec.json.encode(_Bookmark(self._settings.gateway, tuple(marks))))
             os.replace(new, self._bookmark)
             self._written = offsets
-
-
-def standing(opened: SessionOpened) -> Standing:
-    stamp = opened.stamp
-    return Standing(
-        stamp.session,
-        stamp.agent,
-        stamp.issuer,
-        stamp.subject,
-        stamp.on_behalf_of,
-        frozenset(opened.groups),
-        stamp.grants,
-        opened.identity_at_us,
-    )

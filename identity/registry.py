@@ -33,6 +33,7 @@ from ingest.events import (
     GroupRevoked,
     IdentityEvent,
     Scope,
+    SessionOpened,
     SessionRevoked,
     SubjectReinstated,
     SubjectRevoked,
@@ -139,6 +140,21 @@ class Standing:
     groups: frozenset[str]
     grants: tuple[str, ...]
     identity_at_us: int  # the registry's, in the moment in which it let the session in
+
+    @classmethod
+    def of(cls, opened: SessionOpened) -> Standing:
+        stamp = opened.stamp
+        return cls(
+            session=stamp.session,
+            agent=stamp.agent,
+            issuer=stamp.issuer,
+            subject=stamp.subject,
+            on_behalf_of=stamp.on_behalf_of,
+            groups=frozenset(opened.groups),
+            grants=stamp.grants,
+            # Where that is not told, its gateway knew of nothing later.
+            identity_at_us=opened.identity_at_us or opened.at_us,
+        )
 
 
 @dataclass(frozen=True, slots=True)
