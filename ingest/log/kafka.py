@@ -69,9 +69,8 @@ class KafkaLog:
         """Return once a broker has answered, and every topic is there as the settings say.
 
         Raises:
-            LogUnavailable: No broker answers or lets us in, or a topic is missing.
+            LogUnavailable: No broker answers or lets us in, a topic is missing, or a certificate or the password cannot be read.
             ValueError: A topic has another number of partitions, in which its keys would have other places.
-            OSError: A certificate cannot be read.
         """
         questions = await asyncio.to_thread(_Questions, settings)
         return cls(settings, questions)
@@ -703,11 +702,7 @@ class KafkaSubscription:
                     with contextlib.suppress(KafkaError):
                         consumer.close(autocommit=False, timeout_ms=round(_ABANDON_SECONDS * 1000))
         with self._changed:
-            calls, self._calls = self._calls, deque()
-        del calls  # their futures have a time limit of their own
-        self._forget_at_loop()
-
-    def _forget_at_loop(self) -> None:
+            self._calls.clear()  # their futures have a time limit of their own
         self._forget(self)
 
     def _set_problem(self, problem: LogUnavailable | LogCorrupt) -> None:
