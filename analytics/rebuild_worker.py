@@ -38,7 +38,7 @@ def stage(task: Task) -> Staged:
     invalid = ""
     for topic, partition, offset, at_us, value in task.records:
         try:
-            frame = decode(value)
+            frame = decode(value, topic)
         except FrameInvalid as error:
             invalid = str(error)
             break

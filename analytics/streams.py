@@ -27,6 +27,7 @@ from faust.types.tables import TableT
 from analytics import activity
 from analytics.activity import ActivitySettings, Window
 from analytics.enforcer import Enforcer, Unreadable
+from ingest.events import Frame
 from ingest.frames import FrameInvalid, decode
 from ingest.log import EventLog, LogUnavailable, Partition
 from ingest.log.kafka_client import connection
@@ -188,19 +189,18 @@ class Streams:
         async for event in stream.events():
             partition = event.message.partition
             with contextlib.suppress(Unreadable, LogUnavailable):  # told by the enforcer's standing; it reads it again by itself
-                await self._enforcer.take(partition, event.message.offset, event.value)
+                await self._enforcer.take(partition, event.message.offset, event.value or b"")
             if (floor := self._new_floor(partition)) is not None:
                 self._floors[b"%d" % partition] = floor
 
     async def _count(self, stream: StreamT[bytes]) -> None:
         async for event in stream.events():
-            key = _key(event)
             try:
-                frame = decode(event.value)
+                key, agent, frame = _frame(event)
             except FrameInvalid as error:
                 self._pass_over(event.message, error)
                 continue
-            state, closed = activity.step(activity.decode(self._activity.get(key)), frame, key.decode(), self._settings)
+            state, closed = activity.step(activity.decode(self._activity.get(key)), frame, agent, self._settings)
             self._activity[key] = activity.encode(state)
             self._on_counted(event.message, closed)
 
@@ -252,9 +252,19 @@ class Streams:
         return 0
 
 
-def _key(event: EventT[bytes]) -> bytes:
-    assert isinstance(event.key, bytes)
-    return event.key
+def _frame(event: EventT[bytes]) -> tuple[bytes, str, Frame]:
+    """The key, the agent that it names, and the frame. Neither key nor value need be there: anybody may have written the record.
+
+    Raises:
+        FrameInvalid
+    """
+    if not isinstance(event.key, bytes) or not isinstance(event.value, bytes):
+        raise FrameInvalid("a record without a key, or without a value")
+    try:
+        agent = event.key.decode()
+    except UnicodeDecodeError as error:
+        raise FrameInvalid(f"a key that is no name: {error}") from error
+    return event.key, agent, decode(event.value, "statements")
 
 
 def credentials(settings: KafkaSettings) -> SASLCredentials | SSLCredentials | None:

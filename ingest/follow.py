@@ -126,7 +126,7 @@ class Follower:
         for record in records:
             place = (record.topic, record.partition)
             try:
-                frame = decode(record.value)
+                frame = decode(record.value, record.topic)
             except FrameInvalid as error:
                 for other, offset in self.offsets.items():  # what came behind it was not looked at, in any partition
                     self._subscription.seek(other, offset)

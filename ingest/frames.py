@@ -52,11 +52,14 @@ def encode(frame: Frame) -> bytes:
     return _encoder.encode(frame)
 
 
-def decode(data: bytes) -> Frame:
+def decode(data: bytes, topic: str = "") -> Frame:
     """Fields that a newer version added are passed over; an event that it added is not, for nothing may be dropped in silence.
 
+    `topic`: the one that it was read from. Who may write one topic must not be able to grant or revoke through it.
+
     Raises:
-        FrameInvalid: Not a frame, a frame of a newer version, or one that names a stamp that it does not carry.
+        FrameInvalid: Not a frame, a frame of a newer version, one that names a stamp that it does not carry, or one with an event
+            of another topic.
     """
     try:
         frame = _decoder.decode(data)
@@ -65,9 +68,11 @@ def decode(data: bytes) -> Frame:
     if frame.version != VERSION:
         raise FrameInvalid(f"frame version {frame.version}; this program reads version {VERSION}")
     stamps = len(frame.stamps)
-    for stamp, _ in frame.events:
+    for stamp, event in frame.events:
         if not -1 <= stamp < stamps:
             raise FrameInvalid(f"stamp {stamp} of {stamps}")
+        if topic and TOPIC_OF[type(event)] != topic:
+            raise FrameInvalid(f"{type(event).__name__} does not belong to topic {topic}")
     return frame
 
 

@@ -174,6 +174,16 @@ async def test_a_record_that_is_no_frame_takes_no_other_topics_frames_with_it() 
     assert seen["findings"] == list(range(follower.offsets[("findings", 0)]))
 
 
+async def test_an_event_of_another_topic_stops_the_reading_there() -> None:
+    """Who may write `commands` may not grant."""
+    log = MemoryLog()
+    (entry,) = frames(framer(), 1)
+    await log.append([Entry("commands", entry.key, entry.value)])
+    follower = Follower(log, ("identity", "commands"), {})
+    with pytest.raises(LogCorrupt, match="commands/0, record 0: AgentRevoked does not belong to topic commands"):
+        await follower.poll()
+
+
 async def test_follow_gives_one_frame_after_the_other_and_waits_for_more() -> None:
     log = MemoryLog()
     subject = framer()
