@@ -88,7 +88,7 @@ async def _alone(log: EventLog, store: Store, settings: AnalyticsSettings, ends:
     follower = Follower(log, TOPICS, {}, on_gap=gaps.append)
     try:
         while any(follower.offsets[place] < end for place, end in ends.items()):
-            batch = await follower.poll(settings.poll_records_max, _POLL_SECONDS)
+            batch = await follower.poll(settings.rebuild_chunk_records, _POLL_SECONDS)
             if batch:
                 ingested = Batch(batch, dict(follower.offsets), dict(follower.seen), tuple(gaps))
                 await asyncio.to_thread(store.ingest, ingested)

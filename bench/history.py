@@ -43,7 +43,6 @@ END_US: Final = 1_795_000_000_000_000  # November 2026: the newest execution beg
 DAY_US: Final = 86_400_000_000
 GATEWAY: Final = "gateway-1"
 BOOT: Final = 1
-EXECUTIONS_OF_FRAME: Final = 50
 ENTRIES_OF_APPEND: Final = 200
 TEXTS_OF_SESSION: Final = 8
 _VERBS: Final = ("SELECT", "SELECT", "SELECT", "SELECT", "INSERT", "UPDATE", "DELETE")
@@ -59,6 +58,7 @@ class Past:
     shapes: int = 5_000  # different statements
     live_sessions: int = 500  # at any time
     frames_of_session: int = 10
+    executions_of_frame: int = 50  # 1: agents so many that nobody's next statement comes within the linger
     days: int = 30
     denied_share: float = 0.01
     error_share: float = 0.015
@@ -94,7 +94,7 @@ class _Scribe:
 def entries(past: Past) -> Iterator[Entry]:
     chance = random.Random(past.seed)
     scribe = _Scribe()
-    frames = -(-past.executions // EXECUTIONS_OF_FRAME)
+    frames = -(-past.executions // past.executions_of_frame)
     begin_us = END_US - past.days * DAY_US
     frame_us = past.days * DAY_US // frames
     yield from _identity(scribe, past, begin_us)
@@ -118,7 +118,7 @@ def entries(past: Past) -> Iterator[Entry]:
             )
         place = chance.randrange(len(live))
         session = live[place]
-        count = min(EXECUTIONS_OF_FRAME, left)
+        count = min(past.executions_of_frame, left)
         left -= count
         yield scribe.entry(session.stamp.agent, _work(chance, past, session, at_us, frame_us, count), session.stamp)
         session.frames_left -= 1
