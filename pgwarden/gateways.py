@@ -22,6 +22,12 @@ REPORTS_BACK: Final = 2_000  # records of each partition that are read at the st
 MISSED_SECONDS_MAX: Final = 5.0  # of the reports that come each second
 SHOWN_SECONDS_MAX: Final = 900.0  # a gateway that has ended is missed for so long, and then forgotten
 GATEWAYS_MAX: Final = 1_000  # names that are remembered, the most silent go first
+WHOLE_SECONDS_MAX: Final = 10.0  # since all that was reported had been read; beyond it nobody here knows who runs
+LOOK_SECONDS: Final = 1.0  # between two looks at how much that is
+NAMESAKE_SECONDS: Final = (
+    30.0  # a start of a gateway's outlives its next one by some eight seconds, its relay's last words included
+)
+UNKNOWN: Final = "unknown"  # in answers: a gateway that we may not have heard of
 RETRY_SECONDS: Final = 0.25  # after the log was not available
 BROKEN_RETRY_SECONDS: Final = 5.0  # after it was corrupt: a person must act
 
@@ -36,9 +42,12 @@ class Reports:
         self._clock = clock
         self._now_us = now_us
         self._words: dict[str, tuple[GatewayReported, float]] = {}  # with the time at which it was heard
+        self._began: dict[str, float] = {}  # when the start that the word is of was heard first
+        self._namesakes: dict[str, tuple[GatewayReported, float]] = {}  # of another process that goes on under the same name
+        self._whole_at: float | None = None  # all that was reported before had been read
 
     async def run(self) -> None:
-        """Until cancelled. While the log cannot be read the gateways grow silent, and answers name them."""
+        """Until cancelled. While the log cannot be read answers say that gateways may be waited for whom nobody here knows."""
         troubled = False
         while True:
             try:
@@ -62,32 +71,58 @@ class Reports:
         return [_status(word, now - heard) for _, (word, heard) in sorted(self._words.items()) if now - heard < SHOWN_SECONDS_MAX]
 
     async def waiting_for(self, at_us: int) -> Sequence[str]:
-        """Who does not act yet on all that was recorded of identities up to `at_us`."""
-        return [word.gateway for word in self.newest() if word.identity_at_us < at_us]
+        """Who does not act yet on all that was recorded of identities up to `at_us`; UNKNOWN where it is not known who runs."""
+        now = self._clock()
+        names = {word.gateway for word in self.newest() if word.identity_at_us < at_us}
+        for word, heard in self._namesakes.values():
+            if now - heard < SILENT_SECONDS_MAX and word.identity_at_us < at_us:
+                names.add(word.gateway)
+        if self._whole_at is None or now - self._whole_at > WHOLE_SECONDS_MAX:
+            names.add(UNKNOWN)
+        return sorted(names)
 
     async def _follow(self) -> None:
+        asked_at = self._clock()
         begins, ends = self._log.begin_offsets("observations"), await self._log.offsets("observations")
         offsets = {place: max(begins.get(place, 0), end - REPORTS_BACK) for place, end in ends.items()}
         follower = Follower(self._log, ("observations",), offsets, on_gap=lambda _: None)  # the tables' reader tells of gaps
+        reported = ends
         try:
             while True:
-                for record, frame in await follower.poll(timeout_seconds=1.0):
+                for record, frame in await follower.poll(timeout_seconds=LOOK_SECONDS):
                     for _, event in frame.events:
                         if isinstance(event, GatewayReported):
                             past = record.offset < ends.get((record.topic, record.partition), 0)
-                            self._heard(event, max(0.0, (self._now_us() - record.at_us) / 1e6) if past else 0.0)
+                            age_seconds = max(0.0, (self._now_us() - record.at_us) / 1e6) if past else 0.0
+                            self._heard(event, age_seconds, past)
+                if all(follower.offsets[place] >= end for place, end in reported.items()):
+                    self._whole_at = asked_at
+                    if self._clock() - asked_at >= LOOK_SECONDS:
+                        asked_at = self._clock()
+                        reported = await self._log.offsets("observations")
         finally:
             follower.close()
 
-    def _heard(self, word: GatewayReported, age_seconds: float) -> None:
-        """`age_seconds`: by two machines' clocks, so of the past alone. A gateway whose clock is behind is not silent."""
-        before = self._words.get(word.gateway)
-        # Where two processes bear a name, or an old one's word comes late, the newer boot counts.
-        if before is not None and (word.boot, word.at_us) < (before[0].boot, before[0].at_us):
-            return
-        self._words[word.gateway] = (word, self._clock() - age_seconds)
+    def _heard(self, word: GatewayReported, age_seconds: float, past: bool) -> None:
+        """`age_seconds`: by two machines' clocks, so of the past alone. A gateway whose clock is behind is not silent.
+
+        Its own clock may step back too: the order of one start's words is the log's.
+        """
+        now, name = self._clock(), word.gateway
+        before = self._words.get(name)
+        if before is not None and word.boot < before[0].boot:
+            if not past and now - self._began[name] > NAMESAKE_SECONDS:
+                if name not in self._namesakes:
+                    _log.critical("two gateways bear the name %s, boots %d and %d: name one anew", name, word.boot, before[0].boot)
+                self._namesakes[name] = (word, now)
+            return  # an old one's word comes late
+        if before is None or word.boot > before[0].boot:
+            self._began[name] = now - age_seconds
+        self._words[name] = (word, now - age_seconds)
         if len(self._words) > GATEWAYS_MAX:
-            del self._words[min(self._words, key=lambda name: self._words[name][1])]
+            silent = min(self._words, key=lambda name: self._words[name][1])
+            del self._words[silent], self._began[silent]
+            self._namesakes.pop(silent, None)
 
 
 def _status(word: GatewayReported, silent_seconds: float) -> Mapping[str, object]:

@@ -10,8 +10,18 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from ingest.events import GatewayReported
+from ingest.log import Entry
 from ingest.log.memory import MemoryLog
-from pgwarden.gateways import GATEWAYS_MAX, MISSED_SECONDS_MAX, SHOWN_SECONDS_MAX, SILENT_SECONDS_MAX, Reports
+from pgwarden.gateways import (
+    GATEWAYS_MAX,
+    MISSED_SECONDS_MAX,
+    NAMESAKE_SECONDS,
+    SHOWN_SECONDS_MAX,
+    SILENT_SECONDS_MAX,
+    UNKNOWN,
+    WHOLE_SECONDS_MAX,
+    Reports,
+)
 from tests.analytics.scenario import Writer
 
 NOW_US = 1_700_000_000_000_000  # by the gateways' clocks
@@ -68,12 +78,19 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.005)
 
 
+async def waits_for(reports: Reports, at_us: int, names: list[str]) -> None:
+    """Once it has looked again."""
+    async with asyncio.timeout(10):
+        while await reports.waiting_for(at_us) != names:
+            await asyncio.sleep(0.01)
+
+
 async def test_a_gateway_is_waited_for_until_it_says_that_it_acts_on_the_change(log: MemoryLog) -> None:
     relays = Relays(log)
     await relays.say(word("gateway-1", 500), word("gateway-2", 400))
     async with following(log, Clock()) as reports:
         await until(lambda: len(reports.newest()) == 2)
-        assert await reports.waiting_for(400) == []
+        await waits_for(reports, 400, [])
         assert await reports.waiting_for(500) == ["gateway-2"]
         assert await reports.waiting_for(501) == ["gateway-1", "gateway-2"]
         await relays.say(word("gateway-2", 501, at_us=NOW_US + 1))
@@ -87,9 +104,9 @@ async def test_a_gateway_that_was_silent_for_too_long_holds_nobody_up(log: Memor
     async with following(log, clock) as reports:
         await until(lambda: reports.newest())
         clock.seconds += SILENT_SECONDS_MAX - 1
-        assert await reports.waiting_for(2) == ["gateway-1"]
+        await waits_for(reports, 2, ["gateway-1"])
         clock.seconds += 2
-        assert await reports.waiting_for(2) == []
+        await waits_for(reports, 2, [])
 
 
 async def test_a_gateway_whose_clock_is_far_behind_is_waited_for_all_the_same(log: MemoryLog) -> None:
@@ -98,7 +115,7 @@ async def test_a_gateway_whose_clock_is_far_behind_is_waited_for_all_the_same(lo
         while not reports.newest():  # what was said before it followed is an hour old to it
             await relays.say(word("gateway-1", 1))
             await asyncio.sleep(0.02)
-        assert await reports.waiting_for(2) == ["gateway-1"]
+        await waits_for(reports, 2, ["gateway-1"])
 
 
 async def test_the_word_of_the_newer_boot_counts(log: MemoryLog) -> None:
@@ -111,6 +128,49 @@ async def test_the_word_of_the_newer_boot_counts(log: MemoryLog) -> None:
         await relays.say(word("zz", 1))
         await until(lambda: len(reports.newest()) == 2)
         assert reports.newest()[0].identity_at_us == 100
+
+
+async def test_nothing_is_said_to_be_acted_on_before_the_reports_were_read(log: MemoryLog) -> None:
+    await Relays(log).say(word("gateway-1", 1))
+    reports = Reports(log, Clock())
+    assert await reports.waiting_for(2) == [UNKNOWN]
+
+
+async def test_nothing_is_said_to_be_acted_on_while_reports_cannot_be_read(log: MemoryLog) -> None:
+    """One record that is no frame: a gateway whose reports stand behind it grows silent, and acts on nothing that we know of."""
+    clock = Clock()
+    await Relays(log).say(word("gateway-1", 1))
+    async with following(log, clock) as reports:
+        await waits_for(reports, 2, ["gateway-1"])
+        await log.append([Entry("observations", b"gateway-1", b"no frame")])
+        clock.seconds += SILENT_SECONDS_MAX + 1
+        assert await reports.waiting_for(2) == [UNKNOWN]
+        await asyncio.sleep(1.5)
+        clock.seconds += WHOLE_SECONDS_MAX + 1
+        assert await reports.waiting_for(2) == [UNKNOWN]
+
+
+async def test_a_gateway_whose_clock_steps_back_is_heard(log: MemoryLog) -> None:
+    relays = Relays(log)
+    await relays.say(word("gateway-1", 1, at_us=NOW_US), word("gateway-1", 7, at_us=NOW_US - 3_600_000_000))
+    async with following(log, Clock()) as reports:
+        await until(lambda: [one.identity_at_us for one in reports.newest()] == [7])
+
+
+async def test_two_gateways_of_one_name_are_both_waited_for_and_told(log: MemoryLog, caplog: pytest.LogCaptureFixture) -> None:
+    clock, relays = Clock(), Relays(log)
+    async with following(log, clock) as reports:
+        await relays.say(word("gateway-1", 5, boot=2))
+        await waits_for(reports, 5, [])
+        await relays.say(word("gateway-1", 4, boot=1))  # its last words
+        clock.seconds += NAMESAKE_SECONDS + 1
+        await relays.say(word("gateway-1", 5, boot=2))
+        await waits_for(reports, 5, [])
+        await relays.say(word("gateway-1", 4, boot=1))  # and its next
+        await waits_for(reports, 5, ["gateway-1"])
+        await relays.say(word("gateway-1", 5, boot=1))
+        await waits_for(reports, 5, [])
+    assert sum("two gateways bear the name gateway-1" in message for message in caplog.messages) == 1
 
 
 async def test_names_that_were_made_up_do_not_pile_up_without_end(log: MemoryLog) -> None:
