@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from kafka import KafkaProducer
 
 from analytics import activity
 from analytics.activity import Activity
@@ -30,6 +31,7 @@ from ingest.frames import Framer
 from ingest.log import EventLog, LogUnavailable
 from ingest.log import topics as log_topics
 from ingest.log.kafka import KafkaLog
+from ingest.log.kafka_client import connection
 from ingest.log.partitioner import partition
 from ingest.log.segments import SegmentLog
 from ingest.settings import TABLES, KafkaSettings, LogSettings
@@ -396,6 +398,41 @@ async def test_a_worker_that_stops_in_good_order_hands_over_at_once(start: Calla
     await until(lambda: workers[1].part("orders")["recorded"] >= len(agents), "the other took over", 30)  # type: ignore[operator]
     assert {order.agent for order in (await ordered(log)).values()} == set(agents)
     assert workers[1].status()["healthy"] is True
+
+
+async def test_records_that_anybody_may_have_written_stop_no_counting_and_are_told(
+    start: Callable[[str], Worker], log: KafkaLog, kafka_settings: KafkaSettings
+) -> None:
+    """Without a key, without a value, with a key that is no name, no frame at all, or another topic's events."""
+    gateway, api = writer(log, "gw"), writer(log, "api")
+    gateway.opened(stamp("s-1", "agent-1"))
+    await gateway.write()
+    worker = start("one")
+    await until(lambda: shared([worker]), "it has all partitions", READY_SECONDS_MAX)
+    framer = Framer("gw", 9, events_max=1, bytes_max=1000)
+    framer.add("identity", "agent-1", AgentRevoked(START_US + 1, "agent-1", "forged", "nobody"))
+    (forged,) = framer.cut()
+    records: list[tuple[bytes | None, bytes | None]] = [
+        (None, b"x"),
+        (b"agent-1", None),
+        (b"\xff", forged.value),
+        (b"agent-1", b"no frame"),
+        (b"agent-1", forged.value),
+    ]
+    producer = await asyncio.to_thread(KafkaProducer, **connection(kafka_settings))
+    try:
+        for key, value in records:
+            sent = producer.send(kafka_settings.topic_prefix + "statements", key=key, value=value, partition=0)
+            await asyncio.to_thread(sent.get, 30)
+    finally:
+        await asyncio.to_thread(producer.close)
+    await until(lambda: "5 records of statements could not be read" in str(worker.status().get("reason")), "they are told", 30)
+    api.add("agent-1", AgentRevoked(START_US + 2, "agent-1", "leaked", "op"))
+    await api.write()
+    await until(lambda: worker.part("orders")["recorded"] == 1, "it orders on", 30)
+    assert worker.process.poll() is None
+    (order,) = (await ordered(log)).values()
+    assert order.reason == "leaked"
 
 
 @pytest.mark.faults
