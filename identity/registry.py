@@ -481,12 +481,6 @@ class Registry:
                     return Ending("group revoked", of.revoked_at_us, _said(f"group {name} of {issuer}", of))
         return None
 
-    def next_expiry_us(self, now_us: int) -> int:
-        """When the next approved grant runs out, after `now_us`; 0 when none will. What is due by then: ask `ending` again."""
-        return min(
-            (g.expires_at_us for g in self._grants.values() if g.state == "approved" and g.expires_at_us > now_us), default=0
-        )
-
     def expired_between(self, after_us: int, until_us: int) -> tuple[Grant, ...]:
         """The approved grants that ran out in `(after_us, until_us]`, first to last."""
         due = (

@@ -304,9 +304,8 @@ def test_a_session_opened_before_a_reinstatement_ends_although_the_agent_may_act
     assert cause_of(registry, standing("g-1", knew_us=40)) == ""
 
 
-def test_the_next_expiry_is_the_nearest_one_to_come() -> None:
+def test_a_grant_expires_once() -> None:
     registry = folded(registered(), *granted(expires_at_us=5000), *granted("g-2", expires_at_us=7000), *granted("g-3"))
-    assert [registry.next_expiry_us(now) for now in (1000, 4999, 5000, 7000)] == [5000, 5000, 7000, 0]
     assert [grant.id for grant in registry.expired_between(4999, 7000)] == ["g-1", "g-2"]
     assert [grant.id for grant in registry.expired_between(5000, 6999)] == []
 
