@@ -366,7 +366,7 @@ class Enforcer:
 
     async def _weigh(self, share: _Share, offset: int, value: bytes) -> None:
         try:
-            frame = decode(value)
+            frame = decode(value, TOPIC)
         except FrameInvalid as error:
             share.error = f"record {offset} of partition {share.number} of sessions: {error}"
             raise Unreadable(share.error) from error

@@ -263,21 +263,21 @@ class Mirror:
 
     async def _compare(self, begin: int) -> None:
         """What stands last here must stand there: a gateway that goes on behind another log's facts would obey nobody's."""
-        if begin == 0:
-            return
+        if begin == self._here.begin_offsets(self._topic)[self._place]:
+            return  # nothing stands here: nothing yet, or all of it was given up and the next segment is still empty
         last = {self._place: begin - 1}
         there = (await self._brokers.offsets(self._topic))[self._place]
         if there < begin:
             raise LogCorrupt(f"the brokers have {there} records, and this machine has {begin}: {_OTHER}")
         here, other = self._here.assign(dict(last)), self._brokers.assign(dict(last))
         try:
-            (mine, *_), theirs = await here.poll(1, _ANSWER_SECONDS_MAX), await other.poll(1, _ANSWER_SECONDS_MAX)
+            mine, theirs = await here.poll(1, _ANSWER_SECONDS_MAX), await other.poll(1, _ANSWER_SECONDS_MAX)
         finally:
             here.close()
             other.close()
-        if not theirs:
-            raise LogUnavailable(f"the brokers do not show record {begin - 1}")
-        if (mine.key, mine.value) != (theirs[0].key, theirs[0].value):
+        if not mine or not theirs:
+            raise LogUnavailable(f"{'the brokers do' if mine else 'this machine does'} not show record {begin - 1}")
+        if (mine[0].key, mine[0].value) != (theirs[0].key, theirs[0].value):
             raise LogCorrupt(f"record {begin - 1} is another here than with the brokers: {_OTHER}")
 
 

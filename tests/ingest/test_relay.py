@@ -270,6 +270,27 @@ async def test_identities_stand_here_at_the_offsets_that_they_have_there(bench: 
     await recorder.close()
 
 
+async def test_a_copy_of_which_nothing_is_kept_goes_on_where_it_ended(bench: Bench) -> None:
+    """Killed between two segments, and the older one was given up since: there is no last record to compare."""
+    await bench.brokers.append([Entry("commands", b"s", b"%d" % n) for n in range(5)])
+
+    def stored() -> int:
+        return log.end_offsets("commands")[("commands", 0)]
+
+    log = SegmentLog(bench.folder, SMALL)
+    async with bench.relay(), asyncio.timeout(10):
+        while stored() < 5:
+            await asyncio.sleep(0.005)
+    (bench.folder / "commands" / "0" / f"{5:020}.seg").touch()
+    assert log.trim("commands", 0, 5) > 0
+    await bench.brokers.append([Entry("commands", b"s", b"5")])
+    async with bench.relay() as relay, asyncio.timeout(10):
+        while stored() < 6:
+            await asyncio.sleep(0.005)
+        assert relay.state().error == ""
+    await log.close()
+
+
 async def test_a_machine_counts_as_current_only_once_it_has_what_the_brokers_had_when_they_were_asked(bench: Bench) -> None:
     recorder = Recorder(bench.brokers, "api", 1, RecorderSettings())
     await recorder.recorded(recorder.record("identity", "a", revoked(0)))
