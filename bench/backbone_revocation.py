@@ -1,5 +1,8 @@
 """From a revocation until the backends are gone, over many live sessions: one gateway process, one PostgreSQL, many agents.
 
+On segments it is a part of `bench.backbone`. `python -m bench.backbone_revocation HOST:PORT [SESSIONS]` measures the same on Kafka,
+where the revocation goes to the brokers and comes to the gateway through its relay; the topics are its own and stay.
+
 The times are those of the record: `requested_us`, when the revocation was recorded, and `backend_gone_us` of SessionKilled, when
 the gateway had seen in pg_stat_activity that the backend is no more. One agent after the other is revoked, and then all that is
 left at once. One session in ten is in the middle of a statement.
@@ -9,8 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
+import sys
+import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -21,9 +27,11 @@ from bench.servers import DATABASE, CannotMeasure, Gateway
 from identity import agent_keys
 from ingest.events import AgentRegistered, AgentRevoked, GrantApproved, GrantRequested, Rule, Scope, SessionKilled
 from ingest.follow import Follower
+from ingest.log import EventLog, topics
+from ingest.log.kafka import KafkaLog
 from ingest.log.segments import SegmentLog
 from ingest.recorder import Recorder
-from ingest.settings import LogSettings, RecorderSettings
+from ingest.settings import KafkaSettings, LogSettings, RecorderSettings
 from pgwarden.postgres import Postgres, PostgresSettings
 
 SESSIONS_OF_AGENT: Final = 10
@@ -32,29 +40,67 @@ LOGINS_AT_ONCE: Final = 16
 LEVEL: Final = "group"
 SECONDS_MAX: Final = 120.0  # for the proofs
 
+_KAFKA: Final = """
+[log]
+backend = "kafka"
+[kafka]
+bootstrap = ["{bootstrap}"]
+tls = false
+topic_prefix = "{prefix}"
+replication = 1
+in_sync_min = 1
+"""
+
 
 async def main(folder: Path, sessions: int) -> None:
-    folder.mkdir(mode=0o711)
-    role = servers.role()
-    settings = PostgresSettings(durable=False, connections_max=sessions + 50, shared_buffers_mb=256)
-    with contextlib.ExitStack() as stack:
-        server = stack.enter_context(Postgres(folder / "postgres", settings))
-        await asyncio.to_thread(
-            server.execute,
-            "postgres",
-            f"CREATE ROLE {role.name} LOGIN NOSUPERUSER PASSWORD '{role.verifier}'",
-            f"CREATE DATABASE {DATABASE} OWNER {role.name}",
-        )
-        # In a thread of its own: it starts and ends an event loop for what it records.
-        gateway = await asyncio.to_thread(stack.enter_context, servers.gateway(folder / "gateway", server, role, (LEVEL,)))
-        log = SegmentLog(gateway.state / "log", LogSettings())
+    with _servers(folder, sessions) as (server, role):
+        gateway = servers.gateway(folder / "gateway", server, role, (LEVEL,))
+        async with _running(gateway) as running:
+            log = SegmentLog(running.state / "log", LogSettings())
+            try:
+                await _measure(log, running, sessions)
+            finally:
+                await log.close()
+
+
+async def on_kafka(folder: Path, sessions: int, bootstrap: str) -> None:
+    settings = KafkaSettings((bootstrap,), tls=False, topic_prefix=f"bench-{secrets.token_hex(4)}.", replication=1, in_sync_min=1)
+    await asyncio.to_thread(topics.apply, settings)
+    tables = _KAFKA.format(bootstrap=bootstrap, prefix=settings.topic_prefix)
+    with _servers(folder, sessions) as (server, role):
+        log = await KafkaLog.open(settings)
         try:
-            await _measure(log, gateway, sessions)
+            async with _running(servers.gateway(folder / "gateway", server, role, (LEVEL,), tables)) as running:
+                await _measure(log, running, sessions)
         finally:
             await log.close()
 
 
-async def _measure(log: SegmentLog, gateway: Gateway, sessions: int) -> None:
+@contextlib.contextmanager
+def _servers(folder: Path, sessions: int) -> Iterator[tuple[Postgres, servers.Role]]:
+    folder.mkdir(mode=0o711)
+    role = servers.role()
+    settings = PostgresSettings(durable=False, connections_max=sessions + 50, shared_buffers_mb=256)
+    with Postgres(folder / "postgres", settings) as server:
+        server.execute(
+            "postgres",
+            f"CREATE ROLE {role.name} LOGIN NOSUPERUSER PASSWORD '{role.verifier}'",
+            f"CREATE DATABASE {DATABASE} OWNER {role.name}",
+        )
+        yield server, role
+
+
+@contextlib.asynccontextmanager
+async def _running(gateway: contextlib.AbstractContextManager[Gateway]) -> AsyncIterator[Gateway]:
+    """In a thread of its own: it starts and ends an event loop for what it records."""
+    running = await asyncio.to_thread(gateway.__enter__)
+    try:
+        yield running
+    finally:
+        await asyncio.to_thread(gateway.__exit__, None, None, None)
+
+
+async def _measure(log: EventLog, gateway: Gateway, sessions: int) -> None:
     agents = {f"agent-{number:04}": agent_keys.create() for number in range(sessions // SESSIONS_OF_AGENT)}
     recorder = Recorder(log, "bench-api", time.time_ns() // 1000, RecorderSettings())
     try:
@@ -67,7 +113,7 @@ async def _measure(log: SegmentLog, gateway: Gateway, sessions: int) -> None:
         await recorder.recorded(last)
         async with _connected(gateway, [(agent, key) for agent, (key, _, _) in agents.items()]) as began:
             print(f"{began} sessions of {len(agents)} agents are open; one in ten runs a statement", flush=True)
-            kills = Follower(log, ("sessions",), log.end_offsets("sessions"))
+            kills = Follower(log, ("sessions",), await log.offsets("sessions"), on_gap=lambda _: None)
             cpu = servers.ProcessClock(gateway.pid)
             names = list(agents)
             single = names[: int(len(names) * ONE_BY_ONE_SHARE)]
@@ -145,3 +191,9 @@ async def _connected(gateway: Gateway, agents: Sequence[tuple[str, str]]) -> Asy
         await asyncio.wait(running) if running else None
         for connection in connections:
             await connection.close()
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory(prefix="pgwarden-revocation-") as name:
+        Path(name).chmod(0o711)
+        asyncio.run(on_kafka(Path(name) / "revoke", int(sys.argv[2]) if len(sys.argv) > 2 else 1_000, sys.argv[1]))

@@ -180,14 +180,15 @@ def postgres(folder: Path, owner: Role) -> Iterator[Postgres]:
 
 
 @contextmanager
-def gateway(folder: Path, server: Postgres, owner: Role, levels: Sequence[str]) -> Iterator[Gateway]:
+def gateway(folder: Path, server: Postgres, owner: Role, levels: Sequence[str], more: str = "") -> Iterator[Gateway]:
+    """`more`: further tables of its configuration. Its one agent is on record where its own segments are the log."""
     port = free_port()
     folder.mkdir(mode=0o700)
     state = folder / "state"
     config = _GATEWAY.format(port=port) + "".join(
         _CONNECTION.format(level=level, database_port=server.port, database=DATABASE, role=owner.name) for level in levels
     )
-    _write(folder / "pgwarden.toml", config)
+    _write(folder / "pgwarden.toml", config + more)
     _write(folder / "password", owner.password)
     asyncio.run(_register(state / "log", owner, levels))
     command = [sys.executable, "-m", "pgwarden", "gateway", "-c", str(folder / "pgwarden.toml")]
