@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -89,6 +90,11 @@ class RelayLink:
         if seconds <= self._settings.stale_seconds_max:
             return ""
         return f"nothing was heard of the brokers for {seconds:.0f} s{self.trouble()}"
+
+    def silent_seconds(self) -> float:
+        """Since the brokers were last heard, of whose word the gateway acts on all; infinite where that was never."""
+        self._look_at_contacts()
+        return time.monotonic() - self._contact_mono_us / 1e6 if self._contact_mono_us else math.inf
 
     def facts(self) -> Mapping[str, object]:
         state = self._state

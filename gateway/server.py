@@ -132,6 +132,8 @@ class Gateway:
         self._expired_until_us = now_us()
         self.counters = Counters()
         self.why_stale: Callable[[], str] = str  # why the registry may not hold what was decided; "" while it does
+        self.silent_seconds: Callable[[], float] | None = None  # since the brokers were heard; None where there are none
+        self._unshipped: set[str] = set()  # sessions of whose opening the brokers have not been told
         recorder.on_availability = self._recording_changed
 
     # -- life ------------------------------------------------------------------------------------------------------------------
@@ -558,6 +560,9 @@ class Gateway:
                     conversation.identity_at_us,
                 ),
             )
+            if self.silent_seconds is not None:
+                self._unshipped.add(session)
+                self._recorder.brokers.when(ticket, lambda: self._unshipped.discard(session))
             if place.target.durability != "fast":
                 async with asyncio.timeout(self._settings.record_seconds_max):
                     await horizon(self._recorder, place.target.durability).passed(ticket)
@@ -600,6 +605,7 @@ class Gateway:
         if self._aftermath is not None:
             self._aftermath.over(stamp.session, recorded=conversation.end_recorded)
         self._conversations.pop(stamp.session, None)
+        self._unshipped.discard(stamp.session)
         if stamp.session in self._unproven:
             if conversation.killed is not None and conversation.killed.backend_gone_us:
                 del self._unproven[stamp.session]
@@ -705,6 +711,19 @@ class Gateway:
             for grant in self._registry.expired_between(self._expired_until_us, moment):
                 self.identity_changed(grant.agent, grant.expires_at_us)
             self._expired_until_us = moment
+            self._end_unheard_of(moment)
+
+    def _end_unheard_of(self, moment: int) -> None:
+        """What is revoked does not reach us, and of a session whose opening was not shipped no watchdog and no worker knows."""
+        if not self._unshipped or self.silent_seconds is None:
+            return
+        silent = self.silent_seconds()
+        if silent <= self._settings.unshipped_seconds_max:
+            return
+        for session in list(self._unshipped):
+            if (conversation := self._conversations.get(session)) is not None and not conversation.killing:
+                reason = f"nothing was heard of the brokers for {silent:.0f} s, and they have not heard of this session"
+                self._kill(conversation, "not shipped", moment, reason)
 
     def _forget_failures(self) -> None:
         """What is older than the minute that counts."""

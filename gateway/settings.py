@@ -49,6 +49,7 @@ class GatewaySettings:
     held_bytes_max: int = 1 * 2**20  # held back for a record, each direction; then the other side is not read
     held_seconds_max: float = 10.0  # for a record that does not reach the disk, or the brokers; then the session ends
     idle_seconds_max: float = 3_600.0
+    unshipped_seconds_max: float = 30.0  # without word of the brokers, for a session that they have not heard of; the API waits 60
     keepalive_seconds: int = 60
     unacknowledged_ms: int = 30_000  # TCP_USER_TIMEOUT: a vanished peer ends its session
 

@@ -86,7 +86,7 @@ async def _run(config: Config) -> int:
     if config.kafka is not None:
         path = config.state / RELAY_SOCKET_FILE
         link = RelayLink(path, recorder, config.log.relay, gateway.report, lambda: gateway.identity_at_us, gateway.needed)
-        gateway.why_stale = link.why_stale
+        gateway.why_stale, gateway.silent_seconds = link.why_stale, link.silent_seconds
         relaying = [loop.create_task(child.keep()), loop.create_task(link.run())]
         if not await link.mirrored(config.log.relay.stale_seconds_max):
             _log.warning("nobody is let in until the brokers answer%s", link.trouble())

@@ -439,6 +439,40 @@ def test_a_relay_that_hangs_counts_as_silence(
 
 
 @pytest.mark.faults
+def test_a_session_that_the_brokers_have_not_heard_of_ends_when_they_stay_away_and_the_others_go_on(
+    make_warden: Callable[..., Warden], kafka: KafkaSettings, wait_for: Callable[..., object]
+) -> None:
+    """Let in by a gateway that was just cut off: no watchdog knows of it, and no revocation reaches it."""
+    warden = make_warden(kafka=kafka)
+    warden.agent("writer", WRITE)
+    with warden.connect("writer") as known:
+        wait_for(lambda: warden.session_events(SessionOpened), seconds=20)
+        wait_for(lambda: relay(warden)["backlog_records"] == 0, seconds=20)  # and the gateway was told
+        child = relay_pid(warden)
+        os.kill(child, signal.SIGSTOP)
+        try:
+            with warden.connect("writer") as unheard_of:
+                assert unheard_of.execute("SELECT 1").fetchone() == (1,)
+
+                def ended() -> bool:
+                    try:
+                        unheard_of.execute("SELECT 1")
+                    except psycopg.Error as error:
+                        return error.sqlstate == "57P01" or unheard_of.broken
+                    return False
+
+                wait_for(ended, seconds=90)
+            assert known.execute("SELECT 1").fetchone() == (1,)
+        finally:
+            os.kill(child, signal.SIGCONT)
+        shipped(warden, wait_for)
+        assert known.execute("SELECT 2").fetchone() == (2,)
+    (killed,) = (event for event in warden.session_events(SessionKilled) if isinstance(event, SessionKilled))
+    assert killed.cause == "not shipped"
+    assert killed.backend_gone_us > 0
+
+
+@pytest.mark.faults
 def test_a_gateway_starts_without_brokers_and_lets_in_once_they_are_there(
     make_warden: Callable[..., Warden], kafka: KafkaSettings, module_broker: Broker, wait_for: Callable[..., object]
 ) -> None:
