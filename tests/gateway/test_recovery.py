@@ -375,6 +375,7 @@ def test_a_commit_overtakes_no_record_that_its_transaction_would_be_missed_by(
             wait_for(lambda: recorded(warden, "UPDATE"), 20)
             send(other, "SELECT 1")
             wait_for(lambda: warden.status()["log"]["pending_bytes"])  # type: ignore[index]
+            time.sleep(0.1)  # the recorder's linger and some: its write has begun
             if answered:
                 direct.rollback()
                 wait_for(lambda: in_transaction(database), 10)
@@ -393,7 +394,8 @@ def test_a_commit_overtakes_no_record_that_its_transaction_would_be_missed_by(
         stored = direct.execute("SELECT count(*) FROM orders WHERE note = 'mine'").fetchone() == (1,)
     assert update.outcome == "unknown"
     assert not stored, "the COMMIT waited"
-    assert [event.resolution for event in resolved(warden).values() if event.execution == update.number] == ["aborted"]
+    told = [event.resolution for event in resolved(warden).values() if event.execution == update.number]
+    assert told == ["aborted"] or recorded(warden, "COMMIT"), "where the disk was done earlier than that, the COMMIT is on it"
 
 
 def query(text: str) -> bytes:
