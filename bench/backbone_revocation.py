@@ -111,6 +111,7 @@ async def _measure(log: EventLog, gateway: Gateway, sessions: int) -> None:
             recorder.record("identity", agent, GrantRequested(now_us, f"g-{agent}", agent, scope, 0, "benchmark", "bench"))
             last = recorder.record("identity", agent, GrantApproved(now_us, f"g-{agent}", agent, "other", 0))
         await recorder.recorded(last)
+        await _acted_upon(gateway, now_us)
         async with _connected(gateway, [(agent, key) for agent, (key, _, _) in agents.items()]) as began:
             print(f"{began} sessions of {len(agents)} agents are open; one in ten runs a statement", flush=True)
             kills = Follower(log, ("sessions",), await log.offsets("sessions"), on_gap=lambda _: None)
@@ -128,6 +129,16 @@ async def _measure(log: EventLog, gateway: Gateway, sessions: int) -> None:
             kills.close()
     finally:
         await recorder.close()
+
+
+async def _acted_upon(gateway: Gateway, at_us: int) -> None:
+    """Return once the gateway knows of what was recorded then."""
+    async with asyncio.timeout(SECONDS_MAX):
+        while True:
+            known = (await asyncio.to_thread(gateway.status)).get("identity_at_us")
+            if isinstance(known, int) and known >= at_us:
+                return
+            await asyncio.sleep(0.05)
 
 
 async def _revoke(recorder: Recorder, agents: Sequence[str]) -> None:

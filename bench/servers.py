@@ -42,6 +42,7 @@ _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 _GATEWAY: Final = """
 state = "state"
 [gateway]
+name = "gateway-1"
 listen = "127.0.0.1:{port}"
 tls = "optional"
 """
