@@ -276,10 +276,14 @@ class Runner:
         while True:
             wait = 1.0 if not batch else max(0.0, committed_at + interval - time.monotonic())
             frames = await follower.poll(self._settings.poll_records_max, wait)
-            self._projection_error = ""
+            if frames:
+                self._projection_error = ""
             batch += frames
             events += sum(len(frame.events) for _, frame in frames)
             if not batch:
+                # Nothing comes from brokers that are away, either: they are asked, and what they do not answer is told.
+                await self._log.offsets("identity")
+                self._projection_error = ""
                 self._projected = dict(follower.offsets)
                 end_at, end = time.monotonic(), self._ends()
                 if not self._behind(self._projected, TOPICS):

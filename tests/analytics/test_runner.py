@@ -12,7 +12,7 @@ from analytics.runner import Runner
 from analytics.settings import AnalyticsSettings
 from analytics.store import Batch, Store, TablesBroken
 from ingest.events import AgentReinstated, AgentRevoked, SessionEndOrdered
-from ingest.log import LogUnavailable
+from ingest.log import LogUnavailable, Partition
 from ingest.log.segments import SegmentLog
 from ingest.settings import LogSettings
 from tests.analytics.scenario import START_US, Writer, stamp, story
@@ -236,6 +236,30 @@ async def test_tables_that_break_are_built_anew_while_enforcement_goes_on(
         assert store.counts()["executions"] == 4
         assert "a block's checksum is wrong" in store.notice
         assert runner.lag().healthy
+
+
+class Away(SegmentLog):
+    """As a log in Kafka whose brokers are away: reading finds nothing, and only a question shows why."""
+
+    away = False
+
+    async def offsets(self, topic: str) -> dict[Partition, int]:
+        if self.away:
+            raise LogUnavailable("the brokers do not answer")
+        return await super().offsets(topic)
+
+
+async def test_a_log_that_shows_nothing_for_it_does_not_answer_is_told(tmp_path: Path, settings: AnalyticsSettings) -> None:
+    log = Away(tmp_path / "log", LogSettings())
+    async with running(log, settings, Orders()) as (runner, _), asyncio.timeout(20):
+        assert runner.lag().projection_error == ""
+        log.away = True
+        while "the brokers do not answer" not in runner.lag().projection_error:
+            await asyncio.sleep(0.02)
+        log.away = False
+        while runner.lag().projection_error:
+            await asyncio.sleep(0.02)
+    await log.close()
 
 
 async def test_a_damaged_log_is_told_and_what_can_be_read_is_enforced(tmp_path: Path, settings: AnalyticsSettings) -> None:
