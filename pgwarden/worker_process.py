@@ -24,7 +24,7 @@ from ingest.log.kafka_client import INSTALL
 from ingest.recorder import Recorder
 from ingest.settings import KafkaSettings, RecorderSettings
 from pgwarden.config import Config
-from pgwarden.logs import open_log
+from pgwarden.logs import kafka_log_class, open_log
 from pgwarden.ordering import ordering
 from pgwarden.settings import WORKER_SOCKET_FILE
 from pgwarden.status_socket import serve_status
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from analytics.streams import Streams
 
 STOP_SECONDS_MAX: Final = 5.0  # 1.2 to 2.7 s as a rule; Faust hangs when it is told to end in the middle of joining its group
+SILENT_SECONDS_MAX: Final = 10.0  # the brokers are asked once a second; a restart takes a few
 AGE_SECONDS_MAX: Final = 30.0  # a worker that is behind for longer is not well; a rebalance takes 2 to 3 s, a dead member's 10 more
 
 REPEATED_SECONDS: Final = 60.0
@@ -72,12 +73,15 @@ async def _run(config: Config, kafka: KafkaSettings, name: str) -> int:
     async with contextlib.AsyncExitStack() as closing:
         log = await open_log(config)
         closing.push_async_callback(log.close)
+        assert isinstance(log, kafka_log_class())
         recorder = Recorder(log, writer, now_us(), RecorderSettings())
         closing.push_async_callback(recorder.close)
         enforcer = Enforcer(log, ordering(recorder), EnforcerSettings())
         credentials = streams_module.credentials(kafka)
         streams: Streams = streams_module.Streams(kafka, log, enforcer, ActivitySettings(), state / "worker", credentials)
-        status = await serve_status(state / _file(WORKER_SOCKET_FILE, name), lambda: _status(writer, enforcer, streams))
+        status = await serve_status(
+            state / _file(WORKER_SOCKET_FILE, name), lambda: _status(writer, enforcer, streams, log.heard_seconds)
+        )
         closing.callback(status.close)
         tasks = {
             loop.create_task(enforcer.run(), name="enforcement"),
@@ -107,9 +111,11 @@ async def _run(config: Config, kafka: KafkaSettings, name: str) -> int:
         return exit_status
 
 
-def _status(writer: str, enforcer: Enforcer, streams: Streams) -> Mapping[str, object]:
+def _status(writer: str, enforcer: Enforcer, streams: Streams, silent_seconds: float) -> Mapping[str, object]:
     enforcing, counting = enforcer.standing(), streams.standing()
     reasons = [enforcing.error]
+    if silent_seconds > SILENT_SECONDS_MAX:  # what is behind is not known then: ends are as old
+        reasons.append(f"the brokers have not answered for {silent_seconds:.0f} s")
     if counting.age_seconds > AGE_SECONDS_MAX:
         reasons.append(f"behind for {counting.age_seconds:.0f} s")
     if counting.unreadable:

@@ -556,6 +556,21 @@ async def test_brokers_that_are_away_for_a_while_are_waited_for(own_broker: Brok
             worker.kill9()
 
 
+@pytest.mark.faults
+async def test_a_worker_that_hears_nothing_of_the_brokers_says_so(own_broker: Broker, short: Path) -> None:
+    kafka = brokers.settings(own_broker, f"test-{secrets.token_hex(4)}.")
+    await asyncio.to_thread(log_topics.apply, kafka)
+    worker = Worker.start(configuration(short, kafka), "one")
+    try:
+        await until(lambda: shared([worker]), "it has all partitions", READY_SECONDS_MAX)
+        with own_broker.paused():
+            await until(lambda: "the brokers have not answered for" in str(worker.status().get("reason")), "it says so", 60)
+            assert worker.status()["healthy"] is False
+        await until(lambda: worker.status().get("healthy") is True, "all is well again", 90)
+    finally:
+        worker.kill9()
+
+
 def test_the_tables_topics_are_those_that_the_worker_asks_for(kafka_settings: KafkaSettings) -> None:
     from analytics.streams import ACTIVITY, FLOORS, GROUP
 
