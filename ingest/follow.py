@@ -22,7 +22,10 @@ Seen: TypeAlias = dict[tuple[str, str, int], tuple[int, int]]
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Frames of this writer that stood before the record at this offset are not in the log."""
+    """Frames of this writer that stood before the record at this offset are not in the log.
+
+    `writer` "": records of whomever, which retention took when a reading had come up to them; `after_seq` and `seq` are offsets.
+    """
 
     topic: str
     partition: int
@@ -95,6 +98,7 @@ class Follower:
         seen: Mapping[tuple[str, str, int], tuple[int, int]] | None = None,
         on_gap: Callable[[Gap], None] = log_gap,
     ) -> None:
+        self._on_gap = on_gap
         places = [(topic, number) for topic in topics for number in range(log.partitions(topic))]
         self.offsets: dict[Partition, int] = {place: offsets.get(place, 0) for place in places}
         self.seen: Seen = dict(seen or {})
@@ -125,6 +129,10 @@ class Follower:
         found: list[tuple[Record, Frame]] = []
         for record in records:
             place = (record.topic, record.partition)
+            reached = self.offsets[place]
+            if 0 < reached < record.offset:  # offsets are dense; what went before the first reading is nobody's gap
+                self._on_gap(Gap(*place, record.offset, "", 0, reached - 1, record.offset))
+                self.offsets[place] = record.offset
             try:
                 frame = decode(record.value, record.topic)
             except FrameInvalid as error:

@@ -57,7 +57,9 @@ VIEWS: Final[Mapping[str, str]] = {name: query for p in PROJECTIONS for name, qu
         select 'recording stopped' as kind, writer, since_at, until_at, refused, reason from outages
         union all
         select 'frames missing', writer, null, noticed_at, null,
-            'frames between ' || after_seq || ' and ' || seq || ' of boot ' || boot || ' are not in topic ' || topic
+            case when writer = '' then 'records between offsets ' || after_seq || ' and ' || seq || ' of topic ' || topic
+                || ', partition ' || partition || ', were no longer kept when they were to be read'
+            else 'frames between ' || after_seq || ' and ' || seq || ' of boot ' || boot || ' are not in topic ' || topic end
         from missing_frames"""
 }
 

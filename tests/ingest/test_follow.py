@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -12,6 +13,8 @@ from ingest.frames import Framer, decode, encode
 from ingest.log import Entry, LogCorrupt
 from ingest.log.memory import MemoryLog
 from ingest.log.partitioner import partition
+from ingest.log.segments import SegmentLog
+from ingest.settings import LogSettings
 
 
 def revoked(n: int) -> AgentRevoked:
@@ -172,6 +175,27 @@ async def test_a_record_that_is_no_frame_takes_no_other_topics_frames_with_it() 
     seen = {topic: [offset for t, offset in found if t == topic] for topic in ("identity", "findings")}
     assert seen["identity"] == [0, 1]
     assert seen["findings"] == list(range(follower.offsets[("findings", 0)]))
+
+
+async def test_what_retention_took_from_a_reading_that_was_behind_is_told_though_no_writer_misses_it(tmp_path: Path) -> None:
+    """A boot that is lost from its first frame to its last leaves no hole in the numbers of the next one."""
+    log, gaps = SegmentLog(tmp_path, LogSettings(segment_bytes_max=4096, preallocate_bytes=4096)), list[Gap]()
+    for boot, count in ((1, 10), (2, 200), (3, 1)):
+        for entry in frames(framer(boot), count):
+            await log.append([entry])
+    first = Follower(log, ("identity",), {}, on_gap=gaps.append)
+    while first.offsets[("identity", 0)] < 10:
+        await first.poll(10 - first.offsets[("identity", 0)])
+    log.trim("identity", 0, 210)
+    begin = log.begin_offsets("identity")[("identity", 0)]
+    assert begin > 10
+    resumed = Follower(log, ("identity",), first.offsets, first.seen, gaps.append)
+    assert len(await events(resumed)) == 211 - begin
+    assert gaps[0] == Gap("identity", 0, begin, "", 0, 9, begin)
+    told = len(gaps)
+    assert len(await events(Follower(log, ("identity",), {}, on_gap=gaps.append))) == 211 - begin
+    assert len(gaps) == told, "what nobody began to read is no gap"
+    await log.close()
 
 
 async def test_an_event_of_another_topic_stops_the_reading_there() -> None:
