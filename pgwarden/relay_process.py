@@ -19,9 +19,9 @@ from typing import Final
 import uvloop
 
 from ingest import relay_lines
-from ingest.log import EventLog, LogUnavailable
+from ingest.log import EventLog, LogCorrupt, LogLocked, LogUnavailable
 from ingest.log.segments import SegmentLog
-from ingest.relay import Relay
+from ingest.relay import MIRRORED, Relay
 from ingest.settings import KafkaSettings, LogSettings
 from pgwarden.config import Config
 from pgwarden.logs import kafka_log_class, local_folder
@@ -29,6 +29,7 @@ from pgwarden.postgres import die_with_parent
 from pgwarden.settings import RELAY_FINISH_SECONDS_MAX, RELAY_PARENT, RELAY_SOCKET_FILE
 from pgwarden.status_socket import listen
 
+_CLAIM_SECONDS: Final = 0.1  # between two looks whether another relay has ended
 _STATE_SECONDS: Final = 1.0  # between two lines when nothing happens
 _STATE_SECONDS_MIN: Final = 0.002  # and when much does
 _LOOK_MS_MAX: Final = 5.0  # between two looks for news: at level `replicated` a statement waits for them
@@ -66,6 +67,9 @@ async def _run(config: Config, settings: KafkaSettings) -> int:
 
     listeners = _Listeners()
     here = SegmentLog(local_folder(config), LogSettings(poll_interval_max_ms=_LOOK_MS_MAX))
+    if not await _alone(here, stop):
+        await here.close()
+        return 0
     relay = listeners.relay = Relay(here, connect, config.gateway.name, config.log.relay, listeners.tell)
     server = await listeners.serve(config.state / RELAY_SOCKET_FILE)
     relaying = loop.create_task(relay.run())
@@ -82,6 +86,26 @@ async def _run(config: Config, settings: KafkaSettings) -> int:
     await relay.close()
     server.close()
     return exit_status
+
+
+async def _alone(here: SegmentLog, stop: asyncio.Event) -> bool:
+    """Once no other relay runs on this log; False when told to stop before. Until then the socket is the other's."""
+    told = False
+    while not stop.is_set():
+        try:
+            await here.claim(MIRRORED)
+        except LogLocked as error:
+            if not told:
+                _log.warning("waiting for another relay to end: %s", error)
+            told = True
+        except (LogUnavailable, LogCorrupt):
+            return True  # it is tried again, and told to who listens
+        else:
+            return True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CLAIM_SECONDS):
+                await stop.wait()
+    return False
 
 
 class _Listeners:
