@@ -40,6 +40,8 @@ STOP_SECONDS_MAX: Final = 30.0
 # Below the kernel's own range (ip_local_port_range, from 32768): else a connection to somebody takes the port of a broker that is
 # down for a moment, and it cannot come back.
 PORTS: Final = range(20_000, 32_000)
+# Each is tried once: of a few thousand pairs, chosen one by one before anybody listens there, some would be the same port.
+_untried: Final = iter(random.sample(PORTS, len(PORTS)))
 
 USER: Final = "warden"
 PASSWORD: Final = "canary-of-the-broker-password"
@@ -71,8 +73,7 @@ def jars() -> Path | None:
 
 def port() -> int:
     """A port that nobody listens on, and that nobody gets by chance while its broker is down."""
-    for _ in range(200):
-        candidate = random.choice(PORTS)
+    for candidate in _untried:
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe, contextlib.suppress(OSError):
             probe.bind((HOST, candidate))
             return candidate

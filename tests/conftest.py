@@ -21,7 +21,6 @@ from psycopg import sql
 from ingest.log import topics
 from ingest.settings import KafkaSettings
 from pgwarden.postgres import Postgres, PostgresSettings
-from pgwarden.postgres import free_port as a_free_port
 from tests import broker as brokers
 from tests.broker import Broker, Cluster, jars, make_certificates
 
@@ -129,10 +128,10 @@ def database(postgres: Postgres) -> Iterator[Database]:
 
 @pytest.fixture
 def free_port() -> int:
-    return a_free_port()
+    return brokers.port()
 
 
-def _wait_for(predicate: Callable[[], T], seconds: float = 5.0, message: str = "") -> T:
+def _wait_for(predicate: Callable[[], T], seconds: float = 30.0, message: str = "") -> T:
     until = time.monotonic() + seconds
     while True:
         answer = predicate()
@@ -144,7 +143,7 @@ def _wait_for(predicate: Callable[[], T], seconds: float = 5.0, message: str = "
         time.sleep(0.01)
 
 
-async def _await_for(predicate: Callable[[], T | Awaitable[T]], seconds: float = 5.0, message: str = "") -> T:
+async def _await_for(predicate: Callable[[], T | Awaitable[T]], seconds: float = 30.0, message: str = "") -> T:
     until = time.monotonic() + seconds
     while True:
         answer = predicate()

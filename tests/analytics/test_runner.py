@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -86,25 +86,29 @@ async def test_tables_that_keep_pace_with_unbroken_work_are_not_called_late(log:
         under = stamp("s1", "reporter")
         gateway.opened(under)
         gateway.defined(under, 1, "SELECT 1")
-        until = time.monotonic() + 1.9
+        began = time.monotonic()
+        lag = runner.lag()
         execution = 0
-        while time.monotonic() < until:
+        # A slow machine's tables are late by some seconds; those of which it is never said that they are not, by the whole time.
+        while not (lag.records and time.monotonic() - began > 1.5 and lag.seconds < 0.6 * (time.monotonic() - began)):
+            assert time.monotonic() - began < 60, lag
             execution += 1
             gateway.began(under, execution, 1)
             gateway.finished(under, execution)
             await gateway.write()
-        lag = runner.lag()
-        assert lag.records > 0
-        assert lag.seconds < 1.2
+            lag = runner.lag()
 
 
-async def test_the_first_work_after_a_pause_is_not_called_late(log: SegmentLog, settings: AnalyticsSettings) -> None:
+async def test_the_first_work_after_a_pause_is_not_called_late(
+    log: SegmentLog, settings: AnalyticsSettings, await_for: Callable[..., Awaitable[object]]
+) -> None:
     async with running(log, settings, Orders()) as (runner, _):
-        await asyncio.sleep(2.2)
+        paused_at = time.monotonic()
+        await await_for(lambda: runner._current_at > paused_at, 30)
         gateway = Writer(log)
         gateway.opened(stamp("s1", "reporter"))
         await gateway.write()
-        assert runner.lag().seconds < 1.5
+        assert runner.lag().seconds < time.monotonic() - paused_at
 
 
 async def test_a_second_run_goes_on_where_the_first_stopped(log: SegmentLog, settings: AnalyticsSettings) -> None:

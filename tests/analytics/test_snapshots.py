@@ -129,17 +129,21 @@ async def test_one_is_taken_every_so_often_if_anything_was_committed(log: Segmen
     gateway, follower = Writer(log), Follower(log, ("sessions",), {})
     task = asyncio.create_task(snapshots.run())
 
+    def there() -> list[Path]:
+        return sorted(path for path in (often.directory / FOLDER).glob("*.duckdb") if path.name != LATEST)
+
     async def taken(number: int) -> None:
         async with asyncio.timeout(30):
-            while not (often.directory / FOLDER).exists() or len(names(often)) != number + 1:
+            while len(there()) < number:
                 await asyncio.sleep(0.01)
 
     try:
         await taken(1)
         await more(store, gateway, follower, 5)
         await taken(2)
-        await asyncio.sleep(0.2)  # nothing was committed, nothing is taken
-        assert len(names(often)) == 3
+        await more(store, gateway, follower, 5)
+        await taken(3)
+        assert [count(path) for path in there()] == [0, 5, 10], "each holds what was committed since the one before"
     finally:
         task.cancel()
         await asyncio.wait({task})

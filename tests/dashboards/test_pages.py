@@ -26,7 +26,7 @@ from identity.agent_keys import create_operator_key
 from ingest.events import Stamp
 from ingest.log.segments import SegmentLog
 from ingest.settings import LogSettings
-from pgwarden.postgres import free_port
+from tests import broker as brokers
 from tests.analytics.scenario import Writer, stamp
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
@@ -200,7 +200,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 def house() -> Iterator[House]:
     with tempfile.TemporaryDirectory(prefix="pgwarden-pages-") as name:
         folder = Path(name)
-        made = House(folder, free_port(), free_port())
+        made = House(folder, brokers.port(), brokers.port())
         key_file = folder / "operator.key"
         key_file.touch(0o600)
         key_file.write_text(ALICE)
@@ -568,7 +568,7 @@ def test_a_browser_without_the_access_word_sees_nothing(house: House, browser: B
     access_file = house.folder / "access"
     access_file.touch(0o600)
     access_file.write_text(ACCESS_WORD)
-    closed = House(house.folder, house.api_port, free_port())
+    closed = House(house.folder, house.api_port, brokers.port())
     closed.start_dashboard(access_file)
     assert closed.dashboard is not None
     page = browser.new_page()

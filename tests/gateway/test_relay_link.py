@@ -153,7 +153,7 @@ async def test_a_backlog_beyond_its_bound_blocks_until_it_is_well_below(
     )
     room.recorder.record("identity", "a", event())  # an end of a session
     room.peer.say(current(0, backlog_bytes=9_500))
-    await asyncio.sleep(0.1)
+    await await_for(lambda: room.link.facts()["backlog_bytes"] == 9_500)
     assert not room.recorder.available
     room.peer.say(current(0, backlog_bytes=8_000))
     await await_for(lambda: room.recorder.available)
@@ -179,8 +179,8 @@ async def test_what_is_written_while_the_relay_says_nothing_counts_too_and_beyon
 
     await await_for(refused)
     await await_for(lambda: room.peer.connections == 2)
-    room.peer.say(RelayState(1))  # a new one, which has not counted yet: no reason to go on
-    await asyncio.sleep(0.1)
+    room.peer.say(RelayState(12))  # a new one, which has not counted yet: no reason to go on
+    await await_for(lambda: room.link.facts()["pid"] == 12)
     assert not room.recorder.available
     room.peer.say(current(0, backlog_bytes=0))
     await await_for(lambda: room.recorder.available)
@@ -191,10 +191,10 @@ async def test_what_the_brokers_have_is_told_to_those_who_wait(room: Room, await
     waiting = asyncio.ensure_future(room.recorder.brokers.passed(ticket))
     await room.recorder.recorded(ticket)
     room.peer.say(current(0, shipped={"identity": 0}))
-    await asyncio.sleep(0.05)
+    await await_for(lambda: room.link.facts()["shipped"] == {"identity": 0})
     assert not waiting.done()
     room.peer.say(current(0, shipped={"identity": 1}))
-    await asyncio.wait_for(waiting, 5)
+    await asyncio.wait_for(waiting, 30)
 
 
 async def test_a_gateway_reports_now_and_then_and_at_once_when_it_acts_on_a_newer_identity(

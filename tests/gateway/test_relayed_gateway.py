@@ -262,15 +262,13 @@ def test_statements_go_on_while_a_broker_hangs_and_what_was_recorded_meanwhile_i
     warden = make_warden(kafka=kafka, durability="strict", stale_seconds_max=60)
     load = Load(warden)
     with load.running():
-        wait_for(lambda: len(load.acknowledged) > 20, seconds=30)
+        wait_for(lambda: len(load.acknowledged) > 20, seconds=60)
         with module_broker.paused():
             time.sleep(1)
             before = len(load.acknowledged)
-            time.sleep(4)
-            during = len(load.acknowledged) - before
+            wait_for(lambda: len(load.acknowledged) > before + 50, seconds=50)
             behind = relay(warden)["backlog_bytes"]
         wait_for(lambda: relay(warden)["error"] == "" and int(str(relay(warden)["backlog_records"])) < 50, seconds=60)
-    assert during > 50
     assert int(str(behind)) > 0
     assert load.errors == []
     shipped(warden, wait_for)

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
-from pgwarden.postgres import free_port
 from pgwarden.tls import self_signed
+from tests import broker as brokers
 
 if TYPE_CHECKING:
     from conftest import Warden  # type: ignore[import-not-found]
@@ -53,7 +53,7 @@ def tls_server(needs: Callable[[str, bool], None]) -> Iterator[TlsServer]:
         for path in (home, home / "password", files.key, files.certificate, home / "tls"):
             os.chown(path, account.pw_uid, account.pw_gid)
     who = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []} if account is not None else {}
-    port = free_port()
+    port = brokers.port()
     subprocess.run(
         [PROGRAMS / "initdb", "-D", data, "-U", "postgres", "-A", "scram-sha-256", f"--pwfile={home / 'password'}", "-N"],
         check=True,

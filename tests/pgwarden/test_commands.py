@@ -21,7 +21,7 @@ import pytest
 
 from identity import agent_keys
 from pgwarden.cli import main
-from pgwarden.postgres import free_port
+from tests import broker as brokers
 
 pytestmark = pytest.mark.slow
 
@@ -115,7 +115,7 @@ def house(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[House]:
-    gateway_port, api_port = free_port(), free_port()
+    gateway_port, api_port = brokers.port(), brokers.port()
     (tmp_path / "shop.password").write_text(database.password)
     (tmp_path / "shop.password").chmod(0o600)
     (tmp_path / "pgwarden.toml").write_text(f"""

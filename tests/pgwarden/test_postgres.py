@@ -14,7 +14,8 @@ from tempfile import TemporaryDirectory
 import psycopg
 import pytest
 
-from pgwarden.postgres import Postgres, PostgresSettings, PostgresUnavailable, free_port
+from pgwarden.postgres import Postgres, PostgresSettings, PostgresUnavailable
+from tests import broker as brokers
 
 QUICK = PostgresSettings(durable=False, jsonlog=True, shared_buffers_mb=16, connections_max=20)
 
@@ -165,7 +166,7 @@ def test_it_ends_when_its_parent_is_killed(home: Path, wait_for: Callable[..., o
 
 
 def test_a_taken_port_is_reported_with_the_servers_own_words(home: Path) -> None:
-    port = free_port()
+    port = brokers.port()
     with socket.create_server(("127.0.0.1", port)):
         server = Postgres(home, PostgresSettings(port=port, durable=False))
         with pytest.raises(PostgresUnavailable, match=f'(?s)port {port}.*could not bind IPv4 address "127.0.0.1"'):

@@ -19,6 +19,8 @@ from typing import Any
 import httpx
 import pytest
 
+from tests import broker as brokers
+
 ROOT = Path(__file__).parents[2]
 START_SECONDS_MAX = 90.0  # two old cores, with other tests beside
 
@@ -27,10 +29,9 @@ def four_free_ports() -> int:
     """The first of four neighbours."""
     for _ in range(100):
         with ExitStack() as stack:
-            first = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-            base: int = first.getsockname()[1]
+            base = brokers.port()
             try:
-                for port in range(base + 1, base + 4):
+                for port in range(base, base + 4):
                     stack.enter_context(socket.create_server(("127.0.0.1", port)))
             except (OSError, OverflowError):
                 continue
