@@ -19,7 +19,7 @@ _RAN_ALREADY = re.compile(r'portal ".*" cannot be run', re.DOTALL)
 
 
 @dataclass(slots=True)
-class Ran:
+class Recorded:
     """One execution as the record tells it; `outcome` "" where it has no end."""
 
     number: int
@@ -75,10 +75,10 @@ def violations(
 
 def _recorded(
     events: Iterable[tuple[Stamp | None, Event]], found: list[str]
-) -> tuple[dict[tuple[int, int], list[Ran]], dict[tuple[int, int], int]]:
+) -> tuple[dict[tuple[int, int], list[Recorded]], dict[tuple[int, int], int]]:
     texts: dict[tuple[str, int], str] = {}
-    executions: dict[tuple[str, int], Ran] = {}
-    recorded: dict[tuple[int, int], list[Ran]] = defaultdict(list)
+    executions: dict[tuple[str, int], Recorded] = {}
+    recorded: dict[tuple[int, int], list[Recorded]] = defaultdict(list)
     denied: dict[tuple[int, int], int] = defaultdict(int)
     for stamp, event in events:
         assert stamp is not None
@@ -86,7 +86,7 @@ def _recorded(
         if isinstance(event, StatementDefined):
             texts[stamp.session, event.statement] = event.text
         elif isinstance(event, StatementStarted):
-            ran = executions[stamp.session, event.execution] = Ran(event.execution, texts[stamp.session, event.statement])
+            ran = executions[stamp.session, event.execution] = Recorded(event.execution, texts[stamp.session, event.statement])
             recorded[place].append(ran)
         elif isinstance(event, StatementDenied):
             recorded[place] += []
@@ -145,7 +145,7 @@ def _served(
     return served
 
 
-def _compared(executions: Sequence[Ran], server: _Server, texts_repeat: bool) -> Iterable[str]:
+def _compared(executions: Sequence[Recorded], server: _Server, texts_repeat: bool) -> Iterable[str]:
     at = 0
     for line in server.lines:
         while at < len(executions) and not _belongs(executions[at], line):
@@ -165,7 +165,7 @@ def _compared(executions: Sequence[Ran], server: _Server, texts_repeat: bool) ->
         yield f"failed with {sqlstate} and is not recorded so: {text}"
 
 
-def _belongs(ran: Ran, line: Line) -> bool:
+def _belongs(ran: Recorded, line: Line) -> bool:
     if ran.text == line.text and (ran.outcome == "skipped" or (ran.outcome == "error" and not line.errors)):
         return False  # it never began: the line is of a later one of the same text
     if line.simple:
@@ -173,7 +173,7 @@ def _belongs(ran: Ran, line: Line) -> bool:
     return line.text == ran.text or (ran.text.startswith("PREPARE ") and ran.text in line.text)  # the string that prepared it
 
 
-def _parts(executions: Sequence[Ran], at: int, line: Line) -> tuple[list[Ran], int]:
+def _parts(executions: Sequence[Recorded], at: int, line: Line) -> tuple[list[Recorded], int]:
     """The executions that make up one line, and the place of the next."""
     rest, parts = line.text, []
     while at < len(executions) and (not parts or (rest and rest.startswith(executions[at].text))):
@@ -185,7 +185,7 @@ def _parts(executions: Sequence[Ran], at: int, line: Line) -> tuple[list[Ran], i
     return parts, at
 
 
-def _did_not_run(ran: Ran, server: _Server) -> Iterable[str]:
+def _did_not_run(ran: Recorded, server: _Server) -> Iterable[str]:
     if not ran.text:
         return  # the server tells of an empty Query, and not of an empty Execute
     if ran.outcome in ("ok", "suspended") and ran.text in server.continued:
@@ -202,7 +202,7 @@ def _did_not_run(ran: Ran, server: _Server) -> Iterable[str]:
             yield f"is recorded as failed with {ran.sqlstate} and no error says so: {ran.text}"
 
 
-def _ended_alike(parts: Sequence[Ran], line: Line) -> Iterable[str]:
+def _ended_alike(parts: Sequence[Recorded], line: Line) -> Iterable[str]:
     failed = [ran.sqlstate for ran in parts if ran.outcome == "error"]
     if any(ran.outcome == "unknown" for ran in parts):
         return
