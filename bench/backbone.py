@@ -21,8 +21,10 @@ from typing import Final, TypeAlias
 import duckdb
 
 import pgwarden
-from bench import backbone_append, backbone_record, backbone_revocation, backbone_tables
+from bench import backbone_append, backbone_record, backbone_revocation, backbone_tables, servers, worker
 from bench.servers import CannotMeasure
+
+WORKER_EXECUTIONS_MAX: Final = 500_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,7 @@ class Asked:
     folder: Path  # on the disk that is to be measured; it is empty, and removed afterwards
     executions: int
     sessions: int
+    kafka: str  # HOST:PORT of a broker; "" where there is none
     keep: Path | None  # where the tables and the log of `rebuild` are kept, and found again
 
 
@@ -56,6 +59,24 @@ async def _revoke(asked: Asked) -> None:
     await backbone_revocation.main(asked.folder / "revoke", asked.sessions)
 
 
+async def _revoke_kafka(asked: Asked) -> None:
+    await backbone_revocation.on_kafka(asked.folder / "revoke-kafka", asked.sessions, _broker(asked))
+
+
+async def _worker(asked: Asked) -> None:
+    _, tables = await asyncio.to_thread(servers.kafka, _broker(asked))
+    file = asked.folder / "worker.toml"
+    file.touch(0o600)
+    file.write_text(f'state = "worker"\n[gateway]\nname = "bench"\n{tables}')
+    print(await worker.measure(file, min(asked.executions, WORKER_EXECUTIONS_MAX)))
+
+
+def _broker(asked: Asked) -> str:
+    if not asked.kafka:
+        raise CannotMeasure("this part needs a broker; write --kafka HOST:PORT")
+    return asked.kafka
+
+
 PARTS: Final[Mapping[str, tuple[str, Part]]] = {
     "append": ("durable appends for 1 to 1,024 waiting, beside SQLite and a bare fdatasync (30 seconds)", _append),
     "record": ("what recording costs the gateway's loop, for each event (10 seconds)", _record),
@@ -63,36 +84,42 @@ PARTS: Final[Mapping[str, tuple[str, Part]]] = {
     "questions": ("each question by name on those tables (30 seconds after rebuild)", _questions),
     "revoke": ("from a revocation until the backends of --sessions sessions are gone (2 minutes)", _revoke),
 }
+KAFKA_PARTS: Final[Mapping[str, tuple[str, Part]]] = {
+    "revoke-kafka": ("the same with the log in Kafka, through the gateway's relay (1 minute)", _revoke_kafka),
+    "worker": ("executions through frames and a Faust worker, and revocation to order (1 minute)", _worker),
+}
+ALL: Final = {**PARTS, **KAFKA_PARTS}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m bench.backbone",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="parts:\n" + "\n".join(f"  {name:<10}{does}" for name, (does, _) in PARTS.items()),
+        epilog="parts:\n" + "\n".join(f"  {name:<14}{does}" for name, (does, _) in ALL.items()),
     )
     parser.add_argument("parts", nargs="*", metavar="PART", help="(all)")
     parser.add_argument("--list", action="store_true", help="name the parts and end")
     parser.add_argument("--folder", help="write below this folder, on the disk that is to be measured")
     parser.add_argument("--executions", type=int, default=10_000_000, help="default %(default)s")
     parser.add_argument("--sessions", type=int, default=1_000, help="of part revoke, default %(default)s")
+    parser.add_argument("--kafka", default="", metavar="HOST:PORT", help="a broker without TLS, for the parts that need one")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the log and the tables here, and use them again")
     asked = parser.parse_args()
     if asked.list:
-        for name, (does, _) in PARTS.items():
-            print(f"{name:<10}{does}")
+        for name, (does, _) in ALL.items():
+            print(f"{name:<14}{does}")
         return 0
-    if unknown := sorted(set(asked.parts) - set(PARTS)):
-        parser.error(f"{unknown[0]}: no such part; there are {', '.join(PARTS)}")
+    if unknown := sorted(set(asked.parts) - set(ALL)):
+        parser.error(f"{unknown[0]}: no such part; there are {', '.join(ALL)}")
     print(_machine(), flush=True)
     with tempfile.TemporaryDirectory(prefix="pgwarden-backbone-", dir=asked.folder) as name:
         folder = Path(name)
         folder.chmod(0o711)  # as root, the database goes through it under an account of its own
-        for part in asked.parts or PARTS:
+        for part in asked.parts or (ALL if asked.kafka else PARTS):
             print(f"\npython -m bench.backbone {part}   (load average {os.getloadavg()[0]:.2f})", flush=True)
             began = time.monotonic()
             try:
-                asyncio.run(_run(part, Asked(folder, asked.executions, asked.sessions, asked.keep)))
+                asyncio.run(_run(part, Asked(folder, asked.executions, asked.sessions, asked.kafka, asked.keep)))
             except CannotMeasure as problem:
                 print(f"bench: {problem}", file=sys.stderr)
                 return 1
@@ -101,7 +128,7 @@ def main() -> int:
 
 
 async def _run(part: str, asked: Asked) -> None:
-    await PARTS[part][1](asked)
+    await ALL[part][1](asked)
 
 
 def _machine() -> str:

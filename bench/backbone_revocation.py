@@ -1,7 +1,6 @@
 """From a revocation until the backends are gone, over many live sessions: one gateway process, one PostgreSQL, many agents.
 
-On segments it is a part of `bench.backbone`. `python -m bench.backbone_revocation HOST:PORT [SESSIONS]` measures the same on Kafka,
-where the revocation goes to the brokers and comes to the gateway through its relay; the topics are its own and stay.
+The same on Kafka, where the revocation goes to the brokers and comes to the gateway through its relay.
 
 The times are those of the record: `requested_us`, when the revocation was recorded, and `backend_gone_us` of SessionKilled, when
 the gateway had seen in pg_stat_activity that the backend is no more. One agent after the other is revoked, and then all that is
@@ -12,9 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
-import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
@@ -27,11 +23,11 @@ from bench.servers import DATABASE, CannotMeasure, Gateway
 from identity import agent_keys
 from ingest.events import AgentRegistered, AgentRevoked, GrantApproved, GrantRequested, Rule, Scope, SessionKilled
 from ingest.follow import Follower
-from ingest.log import EventLog, topics
+from ingest.log import EventLog
 from ingest.log.kafka import KafkaLog
 from ingest.log.segments import SegmentLog
 from ingest.recorder import Recorder
-from ingest.settings import KafkaSettings, LogSettings, RecorderSettings
+from ingest.settings import LogSettings, RecorderSettings
 from pgwarden.postgres import Postgres, PostgresSettings
 
 SESSIONS_OF_AGENT: Final = 10
@@ -39,17 +35,6 @@ ONE_BY_ONE_SHARE: Final = 0.5  # of the sessions; the others end all at once
 LOGINS_AT_ONCE: Final = 16
 LEVEL: Final = "group"
 SECONDS_MAX: Final = 120.0  # for the proofs
-
-_KAFKA: Final = """
-[log]
-backend = "kafka"
-[kafka]
-bootstrap = ["{bootstrap}"]
-tls = false
-topic_prefix = "{prefix}"
-replication = 1
-in_sync_min = 1
-"""
 
 
 async def main(folder: Path, sessions: int) -> None:
@@ -64,9 +49,7 @@ async def main(folder: Path, sessions: int) -> None:
 
 
 async def on_kafka(folder: Path, sessions: int, bootstrap: str) -> None:
-    settings = KafkaSettings((bootstrap,), tls=False, topic_prefix=f"bench-{secrets.token_hex(4)}.", replication=1, in_sync_min=1)
-    await asyncio.to_thread(topics.apply, settings)
-    tables = _KAFKA.format(bootstrap=bootstrap, prefix=settings.topic_prefix)
+    settings, tables = await asyncio.to_thread(servers.kafka, bootstrap)
     with _servers(folder, sessions) as (server, role):
         log = await KafkaLog.open(settings)
         try:
@@ -202,9 +185,3 @@ async def _connected(gateway: Gateway, agents: Sequence[tuple[str, str]]) -> Asy
         await asyncio.wait(running) if running else None
         for connection in connections:
             await connection.close()
-
-
-if __name__ == "__main__":
-    with tempfile.TemporaryDirectory(prefix="pgwarden-revocation-") as name:
-        Path(name).chmod(0o711)
-        asyncio.run(on_kafka(Path(name) / "revoke", int(sys.argv[2]) if len(sys.argv) > 2 else 1_000, sys.argv[1]))

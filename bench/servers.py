@@ -6,6 +6,7 @@ import asyncio
 import ctypes
 import os
 import pwd
+import secrets
 import shutil
 import signal
 import socket
@@ -23,10 +24,10 @@ import psycopg
 
 from identity import agent_keys
 from ingest.events import AgentRegistered, GrantApproved, GrantRequested, Rule, Scope
-from ingest.log import batches
+from ingest.log import batches, topics
 from ingest.log.segments import SegmentLog
 from ingest.recorder import Recorder
-from ingest.settings import LogSettings, RecorderSettings
+from ingest.settings import KafkaSettings, LogSettings, RecorderSettings
 from pgwarden.postgres import Postgres, PostgresSettings, die_with_parent, free_port
 from pgwarden.settings import SOCKET_FILE
 from pgwarden.tls import CertificateFiles
@@ -75,6 +76,17 @@ client_tls_key_file = {folder}/key.pem
 log_connections = 0
 log_disconnections = 0
 log_stats = 0
+"""
+
+_KAFKA: Final = """
+[log]
+backend = "kafka"
+[kafka]
+bootstrap = ["{bootstrap}"]
+tls = false
+topic_prefix = "{prefix}"
+replication = 1
+in_sync_min = 1
 """
 
 
@@ -204,6 +216,14 @@ def gateway(folder: Path, server: Postgres, owner: Role, levels: Sequence[str], 
         _wait(answers, process, folder / "output")
         files = CertificateFiles(state / "tls" / "certificate.pem", state / "tls" / "key.pem")
         yield Gateway(port, process.pid, state, files)
+
+
+def kafka(bootstrap: str) -> tuple[KafkaSettings, str]:
+    """Topics of a benchmark's own on this broker, which stay; and the tables of a configuration that uses them."""
+    prefix = f"bench-{secrets.token_hex(4)}."
+    settings = KafkaSettings((bootstrap,), tls=False, topic_prefix=prefix, replication=1, in_sync_min=1)
+    topics.apply(settings)
+    return settings, _KAFKA.format(bootstrap=bootstrap, prefix=prefix)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
-"""What a worker does in a second, and how long a revocation takes through it. `python -m bench.worker CONFIG [STATEMENTS]`.
+"""What a worker does in a second, and how long a revocation takes through it. Part `worker` of `bench.backbone`.
 
-CONFIG has its log in Kafka, its topics are made (`pgwarden topics apply`), and they are a benchmark's own: what is written stays.
+The configuration has its log in Kafka, its topics are made, and they are a benchmark's own: what is written stays.
 """
 
 from __future__ import annotations
@@ -44,6 +44,13 @@ class Figures:
     ready_seconds: float  # from the start of the process until it has its partitions
     order_p50_ms: float  # from before a revocation is appended until its order is read
     order_p99_ms: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.statements} statements at {self.statements_per_second:,.0f}/s, {self.frames_per_second:,.0f} frames/s,"
+            f" {self.worker_us:.1f} us of CPU each; ready after {self.ready_seconds:.1f} s;"
+            f" revocation to order p50 {self.order_p50_ms:.1f} ms, p99 {self.order_p99_ms:.1f} ms"
+        )
 
 
 async def measure(config_file: Path, statements: int = 500_000) -> Figures:
@@ -187,21 +194,3 @@ async def _revocations(log: EventLog) -> list[float]:
     finally:
         follower.close()
     return delays
-
-
-def main(arguments: list[str]) -> int:
-    try:
-        figures = asyncio.run(measure(Path(arguments[0]), *(int(argument) for argument in arguments[1:])))
-    except CannotMeasure as problem:
-        print(f"bench: {problem}", file=sys.stderr)
-        return 1
-    print(
-        f"{figures.statements} statements at {figures.statements_per_second:,.0f}/s, {figures.frames_per_second:,.0f} frames/s,"
-        f" {figures.worker_us:.1f} us of CPU each; ready after {figures.ready_seconds:.1f} s;"
-        f" revocation to order p50 {figures.order_p50_ms:.1f} ms, p99 {figures.order_p99_ms:.1f} ms"
-    )
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

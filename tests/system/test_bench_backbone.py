@@ -6,11 +6,15 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from bench.history import Past, entries
 from ingest.frames import decode
+
+if TYPE_CHECKING:
+    from tests.broker import Broker
 
 ROOT = Path(__file__).parents[2]
 
@@ -58,3 +62,11 @@ def test_every_backend_of_a_revoked_agent_is_seen_to_be_gone() -> None:
     said = _bench("revoke", "--sessions", "40")
     assert "40 sessions of 4 agents are open" in said
     assert said.count("20 sessions, 0 without proof") == 2, said
+
+
+@pytest.mark.slow
+@pytest.mark.kafka
+def test_on_kafka_backends_are_seen_to_be_gone_and_a_worker_counts(broker: Broker) -> None:
+    said = _bench("revoke-kafka", "worker", "--sessions", "20", "--executions", "20000", "--kafka", broker.bootstrap)
+    assert said.count("10 sessions, 0 without proof") == 2, said
+    assert re.search(r"\d+ statements at [\d,]+/s", said), said
