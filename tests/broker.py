@@ -29,7 +29,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from ingest.log import topics
-from ingest.log.kafka_client import connection
 from ingest.settings import KafkaSettings
 from pgwarden.postgres import die_with_parent
 
@@ -447,9 +446,11 @@ def settings(broker: Broker | Cluster, prefix: str, listener: Listener = "plaint
 
 def remove_topics(settings: KafkaSettings) -> None:
     """So that a session of a thousand tests does not end with a thousand tests' topics on one small broker."""
-    from kafka.admin import KafkaAdminClient
+    from kafka import KafkaAdminClient
 
-    admin = KafkaAdminClient(**connection(settings))
+    from ingest.log.brokers import connected
+
+    admin = connected(KafkaAdminClient, settings, settings.connect_seconds_max, 30.0)
     try:
         admin.delete_topics([one.name for one in topics.wanted(settings)], raise_errors=False)
     finally:

@@ -65,7 +65,7 @@ def connected(
         "reconnect_backoff_ms": 50,
         "retry_backoff_ms": 50,
         "metadata_max_age_ms": 60_000,
-        "metrics_enabled": False,
+        **({} if kind is kafka.KafkaAdminClient else {"metrics_enabled": False}),  # it has none
         **configuration,
     }
     if settings.sasl:

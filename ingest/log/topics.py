@@ -5,16 +5,16 @@ Changes what can be changed and loses nothing; what would lose records, or chang
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from ingest.log import LogUnavailable
-from ingest.log.kafka_client import INSTALL, connection, listening, sentence
 from ingest.settings import TABLES, KafkaSettings
 
 if TYPE_CHECKING:
-    from kafka.admin import KafkaAdminClient
+    from ingest.log.topic_admin import Admin
 
 KEPT_FOR_EVER: Final = ("identity", "commands", "checkpoints")  # who may do what is a fold over the first
 DAY_MS: Final = 86_400_000
@@ -22,8 +22,6 @@ TABLE_SEGMENT_BYTES: Final = 16 * 2**20  # some 30,000 values; read in a second
 TABLE_SEGMENT_MS: Final = 600_000
 BATCH_OVERHEAD_BYTES: Final = 64 * 2**10  # of a batch that holds one record of the largest size; Kafka needs under 200
 LONG_MAX: Final = str(2**63 - 1)
-TOPIC_ALREADY_EXISTS: Final = 36
-UNKNOWN_TOPIC: Final = 3
 
 Action: TypeAlias = Literal["created", "changed", "unchanged"]
 
@@ -111,14 +109,23 @@ def wanted(settings: KafkaSettings) -> tuple[Wanted, ...]:
     )
 
 
+def _admin(settings: KafkaSettings) -> Admin:
+    """Loaded only where topics are looked at: kafka-python is no dependency of those who have none."""
+    try:
+        loaded: type[Admin] = importlib.import_module("ingest.log.topic_admin").Admin
+    except ImportError as error:
+        raise LogUnavailable(str(error)) from error
+    return loaded(settings)
+
+
 def look(settings: KafkaSettings) -> list[Found]:
     """What is there. Blocks.
 
     Raises:
         LogUnavailable: The brokers do not answer, or may not be asked.
     """
-    with _Admin(settings) as admin:
-        return admin.found()
+    with _admin(settings) as admin:
+        return admin.found(wanted(settings))
 
 
 def apply(settings: KafkaSettings, *, dry_run: bool = False) -> list[Change]:
@@ -128,8 +135,8 @@ def apply(settings: KafkaSettings, *, dry_run: bool = False) -> list[Change]:
         TopicsRefused: See there.
         LogUnavailable: The brokers do not answer, or refuse. Some of it may be done; do it again.
     """
-    with _Admin(settings) as admin:
-        found = {one.topic: one for one in admin.found()}
+    with _admin(settings) as admin:
+        found = {one.topic: one for one in admin.found(wanted(settings))}
         refusals = [why for want in wanted(settings) if (why := refusal(want, found[want.topic]))]
         if refusals:
             raise TopicsRefused(refusals)
@@ -198,121 +205,3 @@ def difference(want: Wanted, found: Found) -> list[str]:
         for name, value in want.configs.items()
         if found.configs.get(name) != value
     ]
-
-
-class _Admin:
-    def __init__(self, settings: KafkaSettings) -> None:
-        self._settings = settings
-        self._client: KafkaAdminClient | None = None
-
-    def __enter__(self) -> _Admin:
-        try:
-            from kafka.admin import KafkaAdminClient
-            from kafka.errors import KafkaError
-            from kafka.net.compat import KafkaNetClient
-        except ImportError as error:
-            raise LogUnavailable(INSTALL) from error
-        told = connection(self._settings)
-        self._error = KafkaError
-        made: list[KafkaNetClient] = []
-
-        def client(**configs: object) -> KafkaNetClient:
-            made.append(KafkaNetClient(**configs))
-            return made[-1]
-
-        with listening() as heard:
-            try:
-                self._client = KafkaAdminClient(kafka_client=client, **told)
-            except (KafkaError, OSError) as error:
-                for half_made in made:  # its thread and sockets would stay
-                    half_made.close()
-                raise LogUnavailable(sentence(self._settings, error, heard)) from error
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._client is not None:
-            self._client.close()
-
-    @property
-    def client(self) -> KafkaAdminClient:
-        assert self._client is not None
-        return self._client
-
-    def found(self) -> list[Found]:
-        from kafka import TopicPartition
-        from kafka.admin import ConfigResource, OffsetSpec
-
-        wants = wanted(self._settings)
-        try:
-            described = {
-                topic["name"]: topic
-                for topic in self.client.describe_topics([want.name for want in wants])
-                if topic["error_code"] != UNKNOWN_TOPIC
-            }
-            for topic in described.values():
-                if topic["error_code"]:
-                    raise LogUnavailable(f"the brokers say error {topic['error_code']} of the topic {topic['name']}")
-            places = [
-                TopicPartition(name, part["partition_index"]) for name, topic in described.items() for part in topic["partitions"]
-            ]
-            configs: Mapping[str, Mapping[str, Mapping[str, str]]] = {}
-            begin, end = {}, {}
-            if described:
-                resources = [ConfigResource("topic", name, None) for name in described]
-                configs = self.client.describe_configs(resources, config_filter="all")["topic"]
-                begin = self.client.list_partition_offsets(dict.fromkeys(places, OffsetSpec.EARLIEST))
-                end = self.client.list_partition_offsets(dict.fromkeys(places, OffsetSpec.LATEST))
-        except (self._error, OSError) as error:
-            raise LogUnavailable(sentence(self._settings, error)) from error
-        found = []
-        for want in wants:
-            if (topic := described.get(want.name)) is None:
-                found.append(Found(want.topic, want.name, 0, 0, {}, {}, {}, 0))
-                continue
-            parts = topic["partitions"]
-            numbers = sorted(part["partition_index"] for part in parts)
-            found.append(
-                Found(
-                    want.topic,
-                    want.name,
-                    len(parts),
-                    min(len(part["replica_nodes"]) for part in parts),
-                    {name: config["value"] for name, config in configs[want.name].items()},
-                    {number: begin[TopicPartition(want.name, number)].offset for number in numbers},
-                    {number: end[TopicPartition(want.name, number)].offset for number in numbers},
-                    min(len(part["isr_nodes"]) for part in parts),
-                )
-            )
-        return found
-
-    def create(self, wants: Sequence[Wanted]) -> None:
-        """Return once they are there, each partition with a leader."""
-        asked = {
-            want.name: {
-                "num_partitions": want.partitions,
-                "replication_factor": want.replication,
-                "configs": dict(want.configs),
-            }
-            for want in wants
-        }
-        try:
-            answer = self.client.create_topics(asked, raise_errors=False)
-            wrong = [topic for topic in answer["topics"] if topic["error_code"] not in (0, TOPIC_ALREADY_EXISTS)]
-            if not wrong:
-                self.client.wait_for_topics(list(asked), timeout_ms=30_000)
-        except (self._error, OSError) as error:
-            raise LogUnavailable(sentence(self._settings, error)) from error
-        if wrong:
-            why: dict[str, list[str]] = {}
-            for topic in wrong:
-                why.setdefault(str(topic["error_message"] or f"error {topic['error_code']}"), []).append(topic["name"])
-            said = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in why.items())
-            raise LogUnavailable(f"the brokers did not create {said}")
-
-    def change(self, name: str, configs: Mapping[str, str]) -> None:
-        from kafka.admin import ConfigResource
-
-        try:
-            self.client.alter_configs([ConfigResource("topic", name, dict(configs))])
-        except (self._error, OSError) as error:
-            raise LogUnavailable(f"{name}: {error}") from error
