@@ -8,16 +8,16 @@ from __future__ import annotations
 import logging
 import socket
 import threading
-import time
 from collections.abc import Callable
 from typing import Final, TypeVar
 
 from ingest.log import LogUnavailable
 from ingest.log.kafka_client import INSTALL, connection, listening, sentence
+from ingest.once_a_minute import OnceAMinute
 from ingest.settings import KafkaSettings
 
 try:
-    import crc32c  # kafka-python has one of its own, in Python: 36 us for each 400 bytes instead of 0.04
+    import crc32c  # noqa: F401 - kafka-python has one of its own, in Python: 36 us for each 400 bytes instead of 0.04
     import kafka
     from kafka.errors import AuthorizationError, KafkaConnectionError, KafkaError, SaslAuthenticationFailedError
     from kafka.net.compat import KafkaNetClient
@@ -31,9 +31,7 @@ try:
 except ImportError as error:
     raise ImportError(f"{INSTALL} ({error.name} is missing)", name=error.name) from error
 
-VERSIONS: Final = (kafka.__version__, crc32c.__version__)
 _CONNECTING_MS: Final = 10.0  # between two looks whether a connection stands; what comes from it wakes its thread at once
-_REPEATED_SECONDS: Final = 60.0  # what kafka-python says again within this time is not said again
 
 Client = TypeVar("Client")
 
@@ -148,24 +146,6 @@ def _with_password(configuration: dict[str, object]) -> dict[str, object]:
     return {**configuration, "sasl_plain_password": password()} if callable(password) else configuration
 
 
-class _Words(logging.Handler):
-    """Passes on what an operator can use of what kafka-python says, each kind of it once a minute."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self._passed: dict[str, float] = {}
-
-    def emit(self, record: logging.LogRecord) -> None:
-        now = time.monotonic()
-        kind = f"{record.name}: {record.msg if record.args else ''}"
-        if record.name == "kafka.net.selector":
-            return  # how long its own tasks took, on a machine that is busy
-        if now - self._passed.get(kind, -_REPEATED_SECONDS) >= _REPEATED_SECONDS:
-            self._passed[kind] = now
-            # An error to it is a broker that is away, which is a warning to us as long as the log says nothing worse.
-            logging.getLogger(__name__).warning("%s: %s", record.name, record.getMessage())
-
-
 _begun = threading.Event()
 
 
@@ -174,7 +154,9 @@ def _begin() -> None:
         return
     _begun.set()
     said = logging.getLogger("kafka")
-    said.addHandler(_Words())
+    words = OnceAMinute(logging.getLogger(__name__))
+    words.addFilter(lambda record: record.name != "kafka.net.selector")  # how long its own tasks took, on a machine that is busy
+    said.addHandler(words)
     said.propagate = False
     said.setLevel(logging.WARNING)  # at DEBUG it would write records and SASL's bytes, however the root is set
     for name, mechanism in (("PLAIN", _Plain), ("SCRAM-SHA-256", _Scram), ("SCRAM-SHA-512", _Scram)):
