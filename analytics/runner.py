@@ -45,10 +45,6 @@ class Lag:
     projection_error: str  # "" when all is well
     enforcement_error: str
 
-    @property
-    def healthy(self) -> bool:
-        return not self.projection_error and not self.enforcement_error
-
 
 class Runner:
     """One a process, on one loop. It closes neither the log nor the store."""

@@ -140,11 +140,6 @@ class Recorder:
         """The ticket up to which every event is on disk."""
         return self.disk.reached
 
-    @property
-    def replicated(self) -> int:
-        """The ticket up to which every event is with the brokers, as far as replicated_to() has said."""
-        return self.brokers.reached
-
     def record(self, topic: Topic, key: str, event: Event, stamp: Stamp | None = None, *, flush: bool = True) -> int:
         """Take the event, and return its ticket; tickets rise by 1. With `flush=False` it may wait for the linger.
 

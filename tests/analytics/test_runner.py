@@ -77,7 +77,8 @@ async def test_what_is_appended_reaches_the_tables(log: SegmentLog, settings: An
             await runner.caught_up()
         assert store.counts()["executions"] == 4
         lag = runner.lag()
-        assert (lag.records, lag.seconds, lag.enforcement_records, lag.healthy) == (0, 0.0, 0, True)
+        assert (lag.records, lag.seconds, lag.enforcement_records) == (0, 0.0, 0)
+        assert (lag.projection_error, lag.enforcement_error) == ("", "")
 
 
 async def test_tables_that_keep_pace_with_unbroken_work_are_not_called_late(log: SegmentLog, settings: AnalyticsSettings) -> None:
@@ -146,7 +147,8 @@ async def test_where_workers_enforce_the_runner_projects_and_orders_nothing(log:
             await runner.caught_up()
         lag = runner.lag()
         assert (store.counts()["session_records"], store.counts()["agent_events"]) == (1, 1)
-        assert (lag.enforcing, lag.enforcement_records, lag.live_sessions, lag.healthy) == (False, 0, 0, True)
+        assert (lag.enforcing, lag.enforcement_records, lag.live_sessions) == (False, 0, 0)
+        assert (lag.projection_error, lag.enforcement_error) == ("", "")
         assert orders.taken == []
 
 
@@ -239,7 +241,7 @@ async def test_tables_that_break_are_built_anew_while_enforcement_goes_on(
                 await asyncio.sleep(0.02)
         assert store.counts()["executions"] == 4
         assert "a block's checksum is wrong" in store.notice
-        assert runner.lag().healthy
+        assert (runner.lag().projection_error, runner.lag().enforcement_error) == ("", "")
 
 
 class Away(SegmentLog):

@@ -412,11 +412,11 @@ async def test_a_ticket_is_replicated_once_the_brokers_have_all_that_was_written
     for ticket in (second, first):
         recorder.brokers.when(ticket, lambda ticket=ticket: called.append(ticket))  # type: ignore[misc]
     await recorder.recorded(second)
-    assert (recorder.replicated, called) == (0, [])
+    assert (recorder.brokers.reached, called) == (0, [])
     recorder.replicated_to({("identity", 0): 1})
-    assert (recorder.replicated, called) == (first, [first])
+    assert (recorder.brokers.reached, called) == (first, [first])
     recorder.replicated_to({("identity", 0): 2})
-    assert (recorder.replicated, called) == (second, [first, second])
+    assert (recorder.brokers.reached, called) == (second, [first, second])
     recorder.brokers.when(second, lambda: called.append(0))
     assert called[-1] == 0
     await recorder.close()
@@ -429,9 +429,9 @@ async def test_what_the_brokers_have_of_one_topic_says_nothing_of_another() -> N
     ticket = recorder.record("statements", "a", StatementStarted(1, 1, 1, "rule"))
     await recorder.recorded(ticket)
     recorder.replicated_to({("statements", 0): 1})
-    assert recorder.replicated == 0
+    assert recorder.brokers.reached == 0
     recorder.replicated_to({("statements", 0): 1, ("identity", 0): 1})
-    assert recorder.replicated == ticket
+    assert recorder.brokers.reached == ticket
     await recorder.close()
 
 
@@ -440,7 +440,7 @@ async def test_word_of_the_brokers_that_comes_before_word_of_the_disk_counts_too
     recorder = Recorder(log, "w", 1, FAST)
     ticket = recorder.record("identity", "a", revoked(0))
     recorder.replicated_to({("identity", 0): 5})
-    assert recorder.replicated == 0
+    assert recorder.brokers.reached == 0
     await asyncio.wait_for(recorder.brokers.passed(ticket), 30)
     await recorder.close()
 
@@ -460,7 +460,7 @@ async def test_what_nobody_waits_for_is_not_remembered_however_long_the_brokers_
     recorder.replicated_to({("identity", 0): 200})
     await asyncio.sleep(0.01)
     assert not waiting.done()
-    assert recorder.replicated >= first
+    assert recorder.brokers.reached >= first
     recorder.replicated_to({("identity", 0): 201})
     await asyncio.wait_for(waiting, 30)
     await recorder.close()
