@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import importlib
 import os
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from ingest.events import TOPICS
 from ingest.frames import FrameInvalid
@@ -26,14 +26,11 @@ from ingest.placement import Placement
 from ingest.settings import KafkaSettings, LogSettings
 
 if TYPE_CHECKING:
-    from kafka import KafkaProducer
+    from pgwarden.log_copy_sending import Sending
 
 POLL_RECORDS: Final = 2_000
 POLL_SECONDS: Final = 5.0
 SILENT_SECONDS_MAX: Final = 60.0  # of brokers that are read from
-ON_THE_WAY_MAX: Final = 4_000  # records, and
-ON_THE_WAY_BYTES_MAX: Final = 32 * 2**20
-ANSWER_SECONDS_MAX: Final = 60.0  # for one record; a copy may wait for a broker that restarts
 PROGRESS_SECONDS: Final = 1.0
 LOCK: Final = "copy.lock"
 
@@ -90,10 +87,6 @@ class Copied:
     checksum: str  # of both sides
     repeated: int  # that stood twice in the segments, and once now
     gaps: int  # that the segments have, and Kafka therefore too
-
-
-class _Sent(Protocol):
-    def get(self, timeout: float) -> object: ...
 
 
 async def copy(folder: Path, settings: KafkaSettings, target: EventLog, progress: Progress) -> list[Copied]:
@@ -169,7 +162,8 @@ async def _write(source: SegmentLog, settings: KafkaSettings, target: EventLog, 
     there = {number: end for (_, number), end in (await target.offsets(topic)).items()}
     total = sum((await source.offsets(topic)).values())
     seen = [0] * settings.partitions[topic]
-    sending = _Sending(settings)
+    # Loaded only here, with kafka-python, which takes a third of a second and without which `target` could not be open.
+    sending: Sending = importlib.import_module("pgwarden.log_copy_sending").Sending(settings)
     written = done = 0
     told = time.monotonic()
     try:
@@ -256,76 +250,3 @@ async def _record(log: EventLog, topic: str, number: int, offset: int) -> Record
 
 def _as_moved(record: Record) -> Moved:
     return Moved(record.partition, record.key, record.value, record.at_us // 1000)
-
-
-class _Sending:
-    """Hands records to the brokers in order, a bounded number at once. After the first failure nothing more is sent: what follows a
-    hole would make it look like an end."""
-
-    def __init__(self, settings: KafkaSettings) -> None:
-        self._settings = settings
-        self._producer: KafkaProducer | None = None
-        self._on_the_way: deque[tuple[_Sent, int]] = deque()
-        self._bytes = 0
-
-    def send(self, topic: str, moved: Moved) -> None:
-        from kafka.errors import KafkaError
-
-        producer = self._connected()
-        size = len(moved.key) + len(moved.value)
-        while self._on_the_way and (len(self._on_the_way) >= ON_THE_WAY_MAX or self._bytes + size > ON_THE_WAY_BYTES_MAX):
-            self._await_oldest()
-        name = self._settings.topic_prefix + topic
-        try:
-            sent = producer.send(name, value=moved.value, key=moved.key, partition=moved.partition, timestamp_ms=moved.at_ms)
-        except KafkaError as error:
-            raise LogUnavailable(f"the brokers do not take records: {error}") from error
-        self._on_the_way.append((sent, size))
-        self._bytes += size
-
-    def all_sent(self) -> None:
-        while self._on_the_way:
-            self._await_oldest()
-
-    def close(self) -> None:
-        from kafka.errors import KafkaError
-
-        if self._producer is None:
-            return
-        if self._on_the_way:  # close() alone would first wait for what will not come
-            self._producer._sender.force_close()
-        with contextlib.suppress(KafkaError):
-            self._producer.close(timeout=0 if self._on_the_way else ANSWER_SECONDS_MAX)
-
-    def _await_oldest(self) -> None:
-        from kafka.errors import KafkaError
-
-        sent, size = self._on_the_way[0]
-        try:
-            sent.get(timeout=ANSWER_SECONDS_MAX + 5)
-        except KafkaError as error:
-            raise LogUnavailable(f"the brokers have not acknowledged: {error}") from error
-        self._on_the_way.popleft()
-        self._bytes -= size
-
-    def _connected(self) -> KafkaProducer:
-        if self._producer is None:
-            from kafka import KafkaProducer
-
-            from ingest.log.brokers import connected
-
-            self._producer = connected(
-                KafkaProducer,
-                self._settings,
-                self._settings.connect_seconds_max,
-                ANSWER_SECONDS_MAX / 2,
-                acks="all",
-                enable_idempotence=True,
-                delivery_timeout_ms=round(ANSWER_SECONDS_MAX * 1000),
-                linger_ms=self._settings.linger_ms,
-                batch_size=self._settings.batch_bytes,
-                max_request_size=self._settings.record_bytes_max + 64 * 2**10,
-                max_block_ms=round(ANSWER_SECONDS_MAX * 1000),
-                allow_auto_create_topics=False,
-            )
-        return self._producer
