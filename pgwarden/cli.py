@@ -79,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
 
     verify = _command(commands, "verify-config", "setup:verify_config", "check a configuration, and report everything wrong in it")
     _config(verify)
-    verify.add_argument("--online", action="store_true", help="also log in to each database, and ask each issuer for its keys")
+    verify.add_argument("--online", action="store_true", help="also ask each database, each issuer and the brokers")
 
     for name, what in (
         ("gateway", "run the gateway, where agents connect"),

@@ -1,4 +1,4 @@
-"""A configuration -> what its databases and issuers say when they are asked, by the very code that a session would use."""
+"""A configuration -> what its databases, issuers and brokers say when they are asked, by the very code that would use them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from gateway.settings import GatewaySettings
 from identity.keys import JwksCache
 from identity.refusal import Refusal
 from identity.settings import IssuerRules
+from ingest.log import LogUnavailable
 from pgwarden.config import Config, ConnectionConfig
+from pgwarden.logs import open_log
 from pgwarden.printable import printable
 from pgwarden.targets import target
 
@@ -39,6 +41,7 @@ async def _look(config: Config) -> Sequence[Answer]:
         return await asyncio.gather(
             *(_connection(connection) for connection in config.connections.values()),
             *(_issuer(rules, keys) for rules in config.issuers.values()),
+            *([] if config.kafka is None else [_brokers(config)]),
         )
     finally:
         await keys.close()
@@ -72,3 +75,15 @@ async def _issuer(rules: IssuerRules, keys: JwksCache) -> Answer:
         return Answer(name, False, "it has no key that verifies")
     ignored = f"; not used: {printable('; '.join(found.ignored))}" if found.ignored else ""
     return Answer(name, True, f"{len(found.keys)} keys{ignored}" if len(found.keys) != 1 else f"1 key{ignored}")
+
+
+async def _brokers(config: Config) -> Answer:
+    """As every part asks them at its start."""
+    assert config.kafka is not None
+    try:
+        log = await open_log(config)
+        await log.close()
+    except LogUnavailable as error:
+        return Answer("kafka", False, printable(str(error), 1000))
+    encryption = "over TLS" if config.kafka.tls else "in clear text"
+    return Answer("kafka", True, f"{printable(', '.join(config.kafka.bootstrap))}, {encryption}, with every topic")

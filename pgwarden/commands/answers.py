@@ -16,6 +16,7 @@ from pgwarden.tables import Column, duration_of, table, time_of, width
 
 APPLIED_SECONDS_MAX: Final = 5.0  # that a command waits for the gateways, as long as for one proof; the API waits a second itself
 APPLIED_INTERVAL_SECONDS: Final = 0.1
+UNRECORDED: Final = 503  # the log is slow, or takes nothing now
 
 
 def answered(arguments: argparse.Namespace, work: Callable[[Place], int]) -> int:
@@ -54,7 +55,7 @@ def command(arguments: argparse.Namespace, place: Place, path: str, body: Json |
     While the answer says that a gateway does not act on it yet, it is repeated: that changes nothing and asks them anew.
 
     Raises:
-        ApiRefused, ApiUnreachable: As `call`; the second says how to repeat it.
+        ApiRefused, ApiUnreachable: As `call`; where it may have been carried out, it says how to repeat it.
     """
     key = arguments.idempotency_key or f"cli-{secrets.token_hex(16)}"
     until = time.monotonic() + APPLIED_SECONDS_MAX
@@ -64,6 +65,11 @@ def command(arguments: argparse.Namespace, place: Place, path: str, body: Json |
             time.sleep(APPLIED_INTERVAL_SECONDS)
             answer = call(place, "POST", path, body, key)
         return answer
+    except ApiRefused as refused:
+        if refused.status != UNRECORDED:
+            raise
+        error = f"{refused} To repeat the command, add --idempotency-key {printable(key)}"
+        raise ApiRefused(refused.status, {**refused.answer, "error": error}) from refused
     except ApiUnreachable as unreachable:
         raise ApiUnreachable(f"{unreachable}; repeat the command with --idempotency-key {printable(key)}") from unreachable
 

@@ -107,6 +107,7 @@ def _summary(config: Config) -> dict[str, str]:
         "gateway": f"{config.gateway.listen}, TLS {config.gateway.tls}, durability {config.gateway.durability}",
         "api": str(config.api.listen),
         "dashboard": str(config.dashboard.listen),
+        "log": "on this machine" if config.kafka is None else f"in Kafka at {_listed(config.kafka.bootstrap)}",
         "connections": _listed(config.connections),
         "issuers": _listed(config.issuers),
         "agents": _listed(config.agents),

@@ -146,6 +146,14 @@ def test_a_revocation_does_not_wait_for_tables_that_do_not_answer(peer: Peer, ca
 
 
 @pytest.mark.usefixtures("quick")
+def test_a_command_that_may_yet_be_recorded_says_how_to_repeat_it(peer: Peer, capsys: pytest.CaptureFixture[str]) -> None:
+    peer.script = lambda method, path: (503, b'{"error": "The log is slow."}')
+    assert main(["revoke", "a", "--reason", "r", "--api", peer.url]) == 1
+    key = peer.headers[-1]["Idempotency-Key"]
+    assert capsys.readouterr().err == f"pgwarden: The log is slow. To repeat the command, add --idempotency-key {key}\n"
+
+
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(
     "fields",
     [

@@ -396,6 +396,7 @@ def test_verify_config_prints_ok_a_summary_and_the_warnings(folder: Path, capsys
     out = capsys.readouterr().out
     assert out.startswith(f"{folder}/my.toml: ok\n")
     assert "  gateway:      127.0.0.1:6432, TLS required, durability group\n" in out
+    assert "  log:          on this machine\n" in out
     assert "warning: my.toml:1: there is no [operators.NAME]" in out
 
 

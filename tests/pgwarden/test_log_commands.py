@@ -52,11 +52,15 @@ def test_topics_are_shown_as_missing_made_and_then_as_they_should_be(
     shown = capsys.readouterr()
     assert "missing" in shown.out
     assert "run pgwarden topics apply" in shown.err
+    assert main(["verify-config", "--online", "-c", config]) == 1
+    assert "\nkafka: failed: the brokers have no topic " in capsys.readouterr().out
     assert main(["topics", "-c", config, "apply", "--dry-run"]) == 0
     assert "to create" in capsys.readouterr().out
     assert {one.partitions for one in look(kafka)} == {0}
     assert main(["topics", "apply", "-c", config]) == 0
     assert "4 partitions, 1 copy, 1 in sync, kept for 90 days" in capsys.readouterr().out
+    assert main(["verify-config", "--online", "-c", config]) == 0
+    assert f"\nkafka: ok: {broker.bootstrap}, in clear text, with every topic\n" in capsys.readouterr().out
     assert main(["topics", "-c", config]) == 0
     assert main(["topics", "-c", config, "--json"]) == 0
     document = json.loads(capsys.readouterr().out.partition("{")[2].join(["{", ""]))
