@@ -68,7 +68,9 @@ class Reports:
     async def statuses(self) -> Sequence[Mapping[str, object]]:
         """Of each gateway, what its status socket says of itself where there is one machine, less its list of sessions."""
         now = self._clock()
-        return [_status(word, now - heard) for _, (word, heard) in sorted(self._words.items()) if now - heard < SHOWN_SECONDS_MAX]
+        deaf = self._whole_at is None or now - self._whole_at > MISSED_SECONDS_MAX
+        found = [(word, now - heard) for _, (word, heard) in sorted(self._words.items())]
+        return [_status(word, silent, deaf) for word, silent in found if silent < SHOWN_SECONDS_MAX]
 
     async def waiting_for(self, at_us: int) -> Sequence[str]:
         """Who does not act yet on all that was recorded of identities up to `at_us`; UNKNOWN where it is not known who runs."""
@@ -125,9 +127,13 @@ class Reports:
             self._namesakes.pop(silent, None)
 
 
-def _status(word: GatewayReported, silent_seconds: float) -> Mapping[str, object]:
+def _status(word: GatewayReported, silent_seconds: float, deaf: bool) -> Mapping[str, object]:
+    """`deaf`: for so long nothing was heard of anybody, which is no gateway's fault."""
     if silent_seconds > MISSED_SECONDS_MAX:
-        reason = f"it has not reported for {silent_seconds:.0f} s: it ended, hangs, or does not reach the brokers"
+        if deaf:
+            reason = f"for {silent_seconds:.0f} s this API has read nothing from the brokers; the gateway may be well"
+        else:
+            reason = f"it has not reported for {silent_seconds:.0f} s: it ended, hangs, or does not reach the brokers"
         return {"gateway": word.gateway, "reachable": False, "reason": reason, "boot": word.boot, "pid": word.pid}
     return {
         "gateway": word.gateway,
