@@ -291,7 +291,8 @@ class Gateway:
             self._kill(conversation, "grant narrowed", at_us, f"what this session does is no longer allowed: {forbidden}")
 
     def _kill(self, conversation: Conversation, cause: str, at_us: int, reason: str) -> None:
-        _log.info("ending session %s of agent %s: %s", conversation.stamp.session, conversation.stamp.agent, cause)
+        if not conversation.killing:  # an order and the identity event that it follows both arrive
+            _log.info("ending session %s of agent %s: %s", conversation.stamp.session, conversation.stamp.agent, cause)
         conversation.kill(cause, at_us, reason)
 
     # -- one client ------------------------------------------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from ingest.log.segments import SegmentLog
 from ingest.recorder import Recorder
 from ingest.settings import LogSettings, RecorderSettings
 from pgwarden import api_process
+from pgwarden.cli import main
 from pgwarden.config import Address, ApiConfig
 
 ALICE, ALICE_SHA256 = create_operator_key()
@@ -356,6 +357,16 @@ def test_what_was_commanded_is_answered_a_moment_later(folder: Path, free_port: 
         assert (grant["state"], grant["approver"]) == ("approved", "config")
         counted = api.post("/v1/sql", {"sql": "select state, count(*) as agents from agents group by state"}).json()
         assert counted["rows"] == [["revoked", 1]]
+
+
+@pytest.mark.slow
+def test_a_health_check_needs_no_key_and_fills_no_log(folder: Path, free_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHOP_PASSWORD", "never looked at here")
+    with running(folder, free_port) as api:
+        before = api.log.read_text()
+        assert main(["status", "api", "-c", str(folder / "pgwarden.toml")]) == 0
+        assert api.log.read_text() == before
+    assert main(["status", "api", "-c", str(folder / "pgwarden.toml")]) == 1
 
 
 @pytest.mark.slow
