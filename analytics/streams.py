@@ -1,8 +1,8 @@
 """The same steps on Faust: workers of one group share the partitions of `sessions` and `statements`. Nothing else imports faust.
 
-Faust says who has which partition and hands records over. What must be right is not left to it: enforcement.py's state is kept by
-enforcer.py, which trusts no committed offset, and the table below is a cache of counts whose every value names the frames that are
-in it. docs/worker.md says why.
+Faust says who has which partition and hands records over, no more. Its tables are not used: see docs/worker.md. enforcer.py keeps
+what must be right, and trusts no committed offset. The counts are kept in a compacted topic, by agent; Faust sends them before it
+commits the offsets of the frames that are in them, and each value names those frames, so that none counts twice.
 """
 
 from __future__ import annotations
@@ -12,35 +12,38 @@ import contextlib
 import logging
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 import faust
 from aiokafka.errors import IllegalStateError  # type: ignore[import-untyped]
 from faust.auth import SASLCredentials, SSLCredentials
 from faust.exceptions import ConsumerNotStarted
 from faust.types import TP, AppT, EventT, Message, StreamT
-from faust.types.tables import TableT
 
 from analytics import activity
-from analytics.activity import ActivitySettings, Window
+from analytics.activity import Activity, ActivitySettings, Window
 from analytics.enforcer import Enforcer, Unreadable
 from ingest.events import Frame
 from ingest.frames import FrameInvalid, decode
-from ingest.log import EventLog, LogUnavailable, Partition
+from ingest.log import EventLog, LogCorrupt, LogUnavailable, Partition
 from ingest.log.kafka_client import connection
 from ingest.settings import KafkaSettings
 
-GROUP: Final = "worker"  # behind the topics' prefix; the tables' changelogs are <group>-<table>-changelog
-FLOORS: Final = "floors"
-ACTIVITY: Final = "activity"
+GROUP: Final = "worker"  # behind the topics' prefix
+FLOORS: Final = "worker-floors"  # by partition of `sessions`, in the same partition
+ACTIVITY: Final = "worker-activity"  # by agent, in the partition that the agent has in `statements`
 HEARTBEAT_SECONDS: Final = 3.0
 POSITION_SECONDS_MAX: Final = 5.0
+RECORDS_MAX: Final = 1_000
 LOOK_SECONDS: Final = 1.0
+RETRY_SECONDS: Final = 0.5  # after the log was not available
+KEPT_SECONDS_MAX: Final = 60.0  # to read what was kept, while the brokers answer
+REBALANCE_SECONDS_MAX: Final = 60.0  # 2 to 3 s as a rule; a worker that hangs in one ends, and whoever started it starts it again
 FLOOR_SECONDS: Final = 1.0  # between two floors of one partition
-RECOVERY_SECONDS_MAX: Final = 10.0  # for the tables at an assignment; without its floor a partition is read from its beginning
+FLOORS_SECONDS_MAX: Final = 10.0  # to read them; without its floor a partition is read from its beginning
 
 _log: Final = logging.getLogger(__name__)
 
@@ -59,6 +62,34 @@ class StreamsStanding:
     windows_closed: int
     unreadable: int
     rebalancing: bool
+
+
+Counts: TypeAlias = dict[bytes, Activity]
+
+
+async def kept(log: EventLog, topic: str, partitions: Iterable[int]) -> dict[int, dict[bytes, bytes]]:
+    """The newest value of each key that was sent before this call.
+
+    Raises:
+        LogUnavailable
+    """
+    found: dict[int, dict[bytes, bytes]] = {number: {} for number in partitions}
+    ends = await log.offsets(topic)
+    left = {number: end for number in found if (end := ends[topic, number])}
+    if not left:
+        return found
+    subscription = log.assign({(topic, number): 0 for number in left})
+    try:
+        while left:
+            for record in await subscription.poll(RECORDS_MAX, 1.0):
+                found[record.partition][record.key] = record.value
+                if record.offset + 1 >= left.get(record.partition, 0):  # the newest record of a partition is never compacted away
+                    left.pop(record.partition, None)
+    except LogCorrupt as error:
+        raise LogUnavailable(str(error)) from error
+    finally:
+        subscription.close()
+    return found
 
 
 class Streams:
@@ -80,6 +111,8 @@ class Streams:
         self._statements = kafka.topic_prefix + "statements"
         self._counted: dict[int, int] = {}  # partition of `statements` -> next offset
         self._floored_at: dict[int, float] = {}
+        self._counts: dict[int, asyncio.Future[Counts | None]] = {}  # of each partition of `statements` that is this worker's
+        self._generation = 0  # of the group
         self._assigned: frozenset[TP] = frozenset()
         self._changed = asyncio.Event()
         self._current_at = time.monotonic()
@@ -102,20 +135,15 @@ class Streams:
             topic_disable_leader=True,
             web_enabled=False,  # its router and tables would answer anybody
             store="memory://",
-            table_standby_replicas=0,  # a changelog is read in a second; a second worker need not hold it twice
             datadir=folder,
             key_serializer="raw",
             value_serializer="raw",
             processing_guarantee="at_least_once",
             loghandlers=[],
         )
-        partitions = kafka.partitions
-        table = self.app.Table
-        self._activity: TableT[bytes, bytes] = table(
-            ACTIVITY, partitions=partitions["statements"], key_type=bytes, value_type=bytes
-        )
-        self._floors: TableT[bytes, bytes] = table(FLOORS, partitions=partitions["sessions"], key_type=bytes, value_type=bytes)
         topic = self.app.topic
+        self._floors = topic(kafka.topic_prefix + FLOORS, key_type=bytes, value_type=bytes)
+        self._activity = topic(kafka.topic_prefix + ACTIVITY, key_type=bytes, value_type=bytes)
         self.app.agent(topic(self._sessions, key_type=bytes, value_type=bytes), name="enforce")(self._enforce)
         self.app.agent(topic(self._statements, key_type=bytes, value_type=bytes), name="count")(self._count)
         self.app.on_partitions_assigned.connect(self._on_assigned, weak=False)
@@ -132,11 +160,12 @@ class Streams:
             await self.app.start()
             waiting = asyncio.create_task(self.app.wait_until_stopped(), name="faust")
             try:
-                await asyncio.wait({waiting, sharing}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({waiting, sharing, looking}, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 waiting.cancel()
-            if sharing.done():
-                sharing.result()
+            for task in (sharing, looking):
+                if task.done():
+                    task.result()
             raise StreamsFailed(f"Faust ended by itself: {self.app.crash_reason!r}")
         finally:
             sharing.cancel()
@@ -155,7 +184,7 @@ class Streams:
             statements=tuple(sorted(self._counted)),
             statement_records=sum(max(0, end - offset) for end, offset in statements),
             age_seconds=time.monotonic() - self._current_at if behind else 0.0,
-            agents=len(self._activity),
+            agents=sum(len(counts) for number in self._counts if (counts := self._counts_now(number)) is not None),
             frames=self._frames,
             windows_closed=self._closed,
             unreadable=self._unreadable,
@@ -163,13 +192,23 @@ class Streams:
         )
 
     async def _look(self) -> None:
-        """While work never pauses, the end is never reached: so what is known is as old as an end that was."""
+        """While work never pauses, the end is never reached: so what is known is as old as an end that was.
+
+        Raises:
+            StreamsFailed: Faust stands still in the middle of a rebalance.
+        """
         ends, at = self._ends(), time.monotonic()
+        rebalancing_since = at
         while True:
             await asyncio.sleep(LOOK_SECONDS)
+            now = time.monotonic()
             if self._reached(ends):
                 self._current_at = at
-                ends, at = self._ends(), time.monotonic()
+                ends, at = self._ends(), now
+            if not self.app.rebalancing:
+                rebalancing_since = now
+            elif now - rebalancing_since > REBALANCE_SECONDS_MAX:
+                raise StreamsFailed(f"Faust has not come out of a rebalance in {REBALANCE_SECONDS_MAX:g} s")
 
     def _ends(self) -> dict[Partition, int]:
         return {
@@ -191,7 +230,7 @@ class Streams:
             with contextlib.suppress(Unreadable, LogUnavailable):  # told by the enforcer's standing; it reads it again by itself
                 await self._enforcer.take(partition, event.message.offset, event.value or b"")
             if (floor := self._new_floor(partition)) is not None:
-                self._floors[b"%d" % partition] = floor
+                self._floors.send_soon(key=b"%d" % partition, value=floor, partition=partition)
 
     async def _count(self, stream: StreamT[bytes]) -> None:
         async for event in stream.events():
@@ -200,9 +239,10 @@ class Streams:
             except FrameInvalid as error:
                 self._pass_over(event.message, error)
                 continue
-            state, closed = activity.step(activity.decode(self._activity.get(key)), frame, agent, self._settings)
-            self._activity[key] = activity.encode(state)
-            self._on_counted(event.message, closed)
+            if (counts := await self._counts_of(event.message.partition)) is not None:
+                counts[key], closed = activity.step(counts.get(key) or Activity(), frame, agent, self._settings)
+                self._activity.send_soon(key=key, value=activity.encode(counts[key]), partition=event.message.partition)
+                self._on_counted(event.message, closed)
 
     # -- what the agents need ---------------------------------------------------------------------------------------------------
 
@@ -212,6 +252,15 @@ class Streams:
             return None
         self._floored_at[partition] = now
         return self._enforcer.floor(partition)
+
+    async def _counts_of(self, partition: int) -> Counts | None:
+        """None: the partition went while its counts were read; its next owner is handed the same record."""
+        counts = self._counts.get(partition)
+        return await asyncio.shield(counts) if counts is not None else None
+
+    def _counts_now(self, partition: int) -> Counts | None:
+        counts = self._counts[partition]
+        return counts.result() if counts.done() else None
 
     def _pass_over(self, message: Message, error: FrameInvalid) -> None:
         self._unreadable += 1
@@ -226,23 +275,52 @@ class Streams:
     # -- partitions come and go -------------------------------------------------------------------------------------------------
 
     async def _on_assigned(self, app: AppT, /, *told: set[TP], **_: object) -> None:
-        del app
         self._assigned = frozenset(told[0])
+        generation, self._generation = self._generation, app.consumer_generation_id
+        mine = {tp.partition for tp in self._assigned if tp.topic == self._statements}
+        # A worker that missed a rebalance may have a partition again that another one has counted in meanwhile.
+        stay = mine if self._generation == generation + 1 else set()
+        for number in set(self._counts) - stay:
+            if not (counts := self._counts.pop(number)).done():
+                counts.set_result(None)
+        for number in mine - set(self._counts):
+            self._counts[number] = asyncio.get_running_loop().create_future()
         self._changed.set()
 
     async def _share_out(self) -> None:
         while True:
             await self._changed.wait()
             self._changed.clear()
-            until = time.monotonic() + RECOVERY_SECONDS_MAX
-            while (self.app.rebalancing or not self.app.tables.actives_ready) and time.monotonic() < until:  # noqa: ASYNC110 - flags are all it has
-                await asyncio.sleep(0.02)
             mine = {tp.partition for tp in self._assigned if tp.topic == self._sessions}
-            self._enforcer.give(mine, lambda number: self._floors.get(b"%d" % number))
+            floors = await self._kept_floors(mine - set(self._enforcer.standing().partitions))
+            self._enforcer.give(mine, floors.get)
+            await self._read_counts()
             begins = {tp.partition: await self._position(tp) for tp in self._assigned if tp.topic == self._statements}
             # What was counted while we asked is newer than the answer; what another worker counted in between is not.
             self._counted = {number: max(begin, self._counted.get(number, 0)) for number, begin in begins.items()}
             _log.info("this worker has %d partitions of sessions and %d of statements", len(mine), len(begins))
+
+    async def _kept_floors(self, partitions: set[int]) -> dict[int, bytes]:
+        try:
+            async with asyncio.timeout(FLOORS_SECONDS_MAX):
+                found = await kept(self._log, FLOORS, partitions)
+        except (LogUnavailable, TimeoutError) as error:
+            _log.warning("the floors cannot be read, so sessions are read from their beginning: %s", str(error) or "no answer")
+            return {}
+        return {number: floor for number, by_key in found.items() if (floor := by_key.get(b"%d" % number)) is not None}
+
+    async def _read_counts(self) -> None:
+        while waiting := {number: counts for number, counts in self._counts.items() if not counts.done()}:
+            try:
+                async with asyncio.timeout(KEPT_SECONDS_MAX):
+                    found = await kept(self._log, ACTIVITY, waiting)
+            except (LogUnavailable, TimeoutError) as error:
+                _log.warning("what was counted cannot be read: %s", str(error) or "no answer")
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            for number, counts in waiting.items():
+                if not counts.done():
+                    counts.set_result({key: activity.decode(value) for key, value in found[number].items()})
 
     async def _position(self, tp: TP) -> int:
         """Where its reading goes on; 0 where another rebalance came in between, after which we are here again."""

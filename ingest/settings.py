@@ -41,9 +41,7 @@ PARTITIONS: Final[Mapping[str, int]] = MappingProxyType(
     {"identity": 1, "commands": 1, "sessions": 8, "statements": 16, "findings": 4, "observations": 4, "checkpoints": 1}
 )
 """Of each topic in Kafka. Each gateway and worker reads all of `identity` and `commands`: one partition, one order for all."""
-TABLES: Final[Mapping[str, str]] = MappingProxyType(
-    {"worker-floors-changelog": "sessions", "worker-activity-changelog": "statements"}
-)
+TABLES: Final[Mapping[str, str]] = MappingProxyType({"worker-floors": "sessions", "worker-activity": "statements"})
 """What the workers remember in Kafka, by key, newest only: each beside the topic whose partitions it shares. No facts: all of it
 can be thrown away while no worker runs."""
 

@@ -13,6 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -22,7 +23,7 @@ from ingest.clock import now_us
 from ingest.log import LogCorrupt, LogUnavailable
 from ingest.log.kafka_client import INSTALL
 from ingest.recorder import Recorder
-from ingest.settings import KafkaSettings, RecorderSettings
+from ingest.settings import TABLES, KafkaSettings, RecorderSettings
 from pgwarden.config import Config
 from pgwarden.logs import kafka_log_class, open_log
 from pgwarden.ordering import ordering
@@ -71,7 +72,7 @@ async def _run(config: Config, kafka: KafkaSettings, name: str) -> int:
     _quiet()
     writer = f"worker-{name or socket.gethostname()}"
     async with contextlib.AsyncExitStack() as closing:
-        log = await open_log(config)
+        log = await open_log(replace(config, kafka=_with_tables(kafka)))
         closing.push_async_callback(log.close)
         assert isinstance(log, kafka_log_class())
         recorder = Recorder(log, writer, now_us(), RecorderSettings())
@@ -109,6 +110,12 @@ async def _run(config: Config, kafka: KafkaSettings, name: str) -> int:
             task.cancel()
         await asyncio.wait({stopping, *tasks}, timeout=1.0)
         return exit_status
+
+
+def _with_tables(kafka: KafkaSettings) -> KafkaSettings:
+    """As whoever reads and writes the workers' own topics sees the log."""
+    tables = {table: kafka.partitions[shared] for table, shared in TABLES.items()}
+    return replace(kafka, partitions={**kafka.partitions, **tables})
 
 
 def _status(writer: str, enforcer: Enforcer, streams: Streams, silent_seconds: float) -> Mapping[str, object]:

@@ -204,10 +204,10 @@ async def ordered(log: EventLog) -> dict[str, SessionEndOrdered]:
 
 
 def activities(kafka: KafkaSettings) -> dict[str, Activity]:
-    """What the workers' table holds, from its changelog: the newest value of each key."""
+    """What the workers keep: the newest value of each key."""
     from kafka import KafkaConsumer, TopicPartition
 
-    name = kafka.topic_prefix + "worker-activity-changelog"
+    name = kafka.topic_prefix + "worker-activity"
     consumer = KafkaConsumer(bootstrap_servers=list(kafka.bootstrap), enable_auto_commit=False, auto_offset_reset="earliest")
     found: dict[str, Activity] = {}
     try:
@@ -572,6 +572,6 @@ async def test_a_worker_that_hears_nothing_of_the_brokers_says_so(own_broker: Br
 
 
 def test_the_tables_topics_are_those_that_the_worker_asks_for(kafka_settings: KafkaSettings) -> None:
-    from analytics.streams import ACTIVITY, FLOORS, GROUP
+    from analytics.streams import ACTIVITY, FLOORS
 
-    assert set(TABLES) == {f"{GROUP}-{name}-changelog" for name in (ACTIVITY, FLOORS)}
+    assert TABLES == {FLOORS: "sessions", ACTIVITY: "statements"}

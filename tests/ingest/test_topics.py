@@ -82,7 +82,7 @@ def test_another_number_of_partitions_is_refused_and_nothing_is_changed(kafka_se
     with pytest.raises(TopicsRefused) as refused:
         apply(more)
     sentence, of_table = refused.value.sentences
-    assert "worker-floors-changelog has 2 partitions, not 7: delete it" in of_table
+    assert "worker-floors has 2 partitions, not 7: delete it" in of_table
     assert "sessions has 2 partitions and sessions_partitions asks for 7" in sentence
     assert "write 2" in sentence
     assert {one.configs["retention.ms"] for one in look(kafka_settings)} == {"-1", str(90 * DAY_MS)}
