@@ -36,7 +36,7 @@ class Orders:
         self.news.set()
 
     async def first(self) -> SessionEndOrdered:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await self.news.wait()
         return self.taken[0]
 
@@ -54,7 +54,7 @@ async def running(
     runner = Runner(log, store, orders, settings, now_us, enforce=enforce)
     task = asyncio.create_task(runner.run())
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await runner.caught_up()
         yield runner, store
     finally:
@@ -73,7 +73,7 @@ async def revoke(log: SegmentLog, agent: str = "reporter", boot: int = 9) -> Non
 async def test_what_is_appended_reaches_the_tables(log: SegmentLog, settings: AnalyticsSettings) -> None:
     async with running(log, settings, Orders()) as (runner, store):
         await story(log)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await runner.caught_up()
         assert store.counts()["executions"] == 4
         lag = runner.lag()
@@ -126,7 +126,7 @@ async def test_a_revocation_is_ordered_while_a_commit_takes_long(log: SegmentLog
         gateway = Writer(log)
         gateway.opened(stamp("s", "reporter"))
         await gateway.write()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await runner.caught_up()
         with store._writing:  # a commit that does not end
             began = time.monotonic()
@@ -143,7 +143,7 @@ async def test_where_workers_enforce_the_runner_projects_and_orders_nothing(log:
         gateway.opened(stamp("s", "reporter"))
         await gateway.write()
         await revoke(log)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await runner.caught_up()
         lag = runner.lag()
         assert (store.counts()["session_records"], store.counts()["agent_events"]) == (1, 1)
@@ -160,7 +160,7 @@ async def test_an_order_is_given_again_until_it_is_recorded(log: SegmentLog, set
         await gateway.write()
         await revoke(log)
         await orders.first()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while runner.lag().orders_pending:
                 await asyncio.sleep(0.01)
         assert [order.session for order in orders.taken] == ["s"]
@@ -173,7 +173,7 @@ async def test_expiry_is_ordered_by_the_clock(log: SegmentLog, settings: Analyti
         gateway = Writer(log)
         gateway.opened(stamp("s", "reporter"), expires_at_us=START_US + 60_000_000)
         await gateway.write()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await runner.caught_up()
         await asyncio.sleep(0.25)
         assert orders.taken == []
@@ -209,7 +209,7 @@ async def test_a_session_opened_after_a_reinstatement_is_let_live(log: SegmentLo
             gateway.opened(stamp(f"s{number}", agent), knew_us=at_us + 1)
             await api.write()  # a gateway has to have read it
             await gateway.write()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await runner.caught_up()
         await asyncio.sleep(0.05)
         assert orders.taken == []
@@ -221,7 +221,7 @@ async def test_tables_that_break_are_built_anew_while_enforcement_goes_on(
     orders = Orders()
     async with running(log, settings, orders) as (runner, store):
         await story(log)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await runner.caught_up()
         ingest = store.ingest
         broken = [TablesBroken("a block's checksum is wrong")]
@@ -235,7 +235,7 @@ async def test_tables_that_break_are_built_anew_while_enforcement_goes_on(
         gateway = Writer(log, "gw-1", 7)
         gateway.opened(stamp("new", "reporter"))
         await gateway.write()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await runner.caught_up()
             while store.counts()["session_records"] != 4:
                 await asyncio.sleep(0.02)
@@ -287,7 +287,7 @@ async def test_a_damaged_log_is_told_and_what_can_be_read_is_enforced(tmp_path: 
     runner = Runner(log, store, orders, settings, lambda: START_US)
     task = asyncio.create_task(runner.run())
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not runner.lag().projection_error:
                 await asyncio.sleep(0.02)
         assert "damaged" in runner.lag().projection_error

@@ -125,7 +125,7 @@ class Warden:
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
-        until = time.monotonic() + 20
+        until = time.monotonic() + 60
         while True:
             try:
                 self.status()
@@ -138,7 +138,7 @@ class Warden:
     def stop(self) -> int:
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(20)
+        return self.process.wait(60)
 
     def kill9(self) -> None:
         assert self.process is not None
@@ -204,13 +204,12 @@ class Warden:
         return grant
 
     def settle(self) -> None:
-        """The gateway reads the log every few milliseconds."""
-        if self.kafka is None or self.process is None:
-            time.sleep(0.15)
+        """Return once the gateway acts on every identity event that was recorded; at once where none runs."""
+        if self.process is None or self.process.poll() is not None:
             return
         until = time.monotonic() + 30
         while int(str(self.status()["identity_at_us"])) < self.newest_us:
-            assert time.monotonic() < until, "the gateway does not follow the brokers"
+            assert time.monotonic() < until, "the gateway does not follow the log"
             time.sleep(0.01)
 
     # -- clients -----------------------------------------------------------------------------------------------------------------
