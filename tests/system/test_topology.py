@@ -49,6 +49,24 @@ def test_every_folder_that_is_mounted_is_a_volume_that_is_declared() -> None:
     assert mounted == declared
 
 
+def test_nobody_shares_the_network_of_a_process_that_may_start_anew() -> None:
+    """A container whose network another one holds loses it when that one starts anew, and is reached by nobody from then on."""
+    holders = {
+        mode.partition(":")[2]
+        for service in COMPOSE["services"].values()
+        if (mode := service.get("network_mode", "none")) != "none"
+    }
+    assert holders == {"front"}
+    assert COMPOSE["services"]["front"]["entrypoint"] == ["sleep", "infinity"]
+
+
+def test_our_image_is_built_here_and_asked_of_no_registry() -> None:
+    for name, service in COMPOSE["services"].items():
+        if service["image"] == "pgwarden":
+            assert ("build" in service) == (name == "setup")
+            assert service.get("pull_policy") == ("never" if name != "setup" else None)
+
+
 def test_setup_run_twice_changes_no_secret(tmp_path: Path) -> None:
     def run() -> dict[str, bytes]:
         subprocess.run([sys.executable, str(ROOT / "deploy/setup.py"), str(tmp_path)], check=True, env={"PYTHONPATH": str(ROOT)})
