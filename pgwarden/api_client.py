@@ -73,7 +73,8 @@ def find(
     elif (state / KEY_FILE).exists():
         reference = f"file:{state / KEY_FILE}"
     else:
-        raise BadUsage(f"no operator key; set {KEY_VARIABLE}, or name a file with --operator-key-file")
+        where = printable(str(state / KEY_FILE))
+        raise BadUsage(f"no operator key; put it into {where}, set {KEY_VARIABLE}, or name a file with --operator-key-file")
     key = resolve(reference, folder, environ)
     if not isinstance(key, Secret):
         raise BadUsage(f"the operator key {key.reason}; {key.remedy}")

@@ -220,7 +220,7 @@ def test_a_key_file_wins_over_the_environment_and_must_be_private(tmp_path: Path
 
 
 def test_without_a_key_it_says_where_to_put_one(tmp_path: Path) -> None:
-    with pytest.raises(BadUsage, match="no operator key; set PGWARDEN_OPERATOR_KEY, or name a file with --operator-key-file"):
+    with pytest.raises(BadUsage, match=r"no operator key; put it into .*/\.pgwarden/operator\.key, set PGWARDEN_OPERATOR_KEY, or "):
         where(tmp_path, {})
 
 
