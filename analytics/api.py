@@ -242,6 +242,9 @@ async def _health(queries: Queries, gateways: _Gateways, lag: Lag) -> dict[str, 
     try:
         found = await queries.ask("recording_gaps", {"limit": 1000})
         gaps = sum(item["kind"] == "frames missing" for item in found.items)
+        for broken in (await queries.ask("revocations", {"kind": "all", "limit": 1})).items:
+            since = f"since {str(broken['revoked_at'])[:19].replace('T', ' ')} by {broken['operator']} ({broken['reason']})"
+            problems.append(f"everything is revoked {since}: nobody can open a session until pgwarden reinstate --all")
     except QuestionFailed as error:
         problems.append(f"the tables do not answer: {error}")
     return {

@@ -18,7 +18,10 @@ from analytics.snapshots import Snapshots
 from analytics.store import Store
 from identity.operators import Operator
 from identity.refusal import Refusal
-from tests.analytics.scenario import MINUTE, START_US
+from ingest.events import AllReinstated, AllRevoked
+from ingest.log.segments import SegmentLog
+from tests.analytics.scenario import MINUTE, START_US, Writer
+from tests.analytics.test_projections import ingest_all
 
 IDLE_LAG = Lag(0, 0.0, 0, 0, 1, True, "", "")
 GATEWAY: Mapping[str, object] = {
@@ -227,6 +230,22 @@ async def test_health_tells_of_a_gateway_that_does_not_answer(api: httpx.AsyncCl
     health = (await api.get("/v1/health")).json()
     assert (health["status"], health["log"]) == ("degraded", None)
     assert "no socket" in health["problems"][0]
+
+
+async def test_health_tells_for_as_long_as_everything_is_revoked(api: httpx.AsyncClient, store: Store, log: SegmentLog) -> None:
+    operators = Writer(log, "api", 2, START_US + 10 * MINUTE)
+    operators.add("*", AllRevoked(operators.at(), "break glass", "alice"))
+    await operators.write()
+    await ingest_all(log, store)
+    health = (await api.get("/v1/health")).json()
+    assert health["status"] == "degraded"
+    assert health["problems"] == [
+        "everything is revoked since 2026-11-18 11:16:40 by alice (break glass): nobody can open a session until pgwarden reinstate --all"
+    ]
+    operators.add("*", AllReinstated(operators.at(1), "over", "alice"))
+    await operators.write()
+    await ingest_all(log, store)
+    assert (await api.get("/v1/health")).json()["problems"] == []
 
 
 @pytest.mark.parametrize(
