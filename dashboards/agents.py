@@ -10,7 +10,7 @@ import streamlit as st
 
 from dashboards import ledger, reach, statements
 from dashboards.api_client import Agent, ApiTrouble, Grant, Kill, Scope, Session, request_key
-from dashboards.ledger import Banner, Column, Fact, Lines, Mark, Mono, Number, Paragraph, Row, Text, Time, Tone
+from dashboards.ledger import Banner, Column, Fact, Lines, Mark, Mono, Number, Paragraph, Row, Sql, Text, Time, Tone
 from dashboards.settings import DEFAULTS
 from dashboards.words import duration, listing, number, plural, utc
 
@@ -392,7 +392,7 @@ def killed_row(kill: Kill) -> Row:
     return Row(
         id=kill.session,
         cells=(
-            Mono(kill.session),
+            Sql(kill.session, f"{kill.cause}{', by the watchdog' * (kill.ended_by == 'watchdog')}", below=True),
             Mark("no proof", "bad") if kill.backend_gone_at is None else Mark("gone", "good"),
             Time(kill.requested_at, fine=True),
             _after(kill, kill.decided_at),

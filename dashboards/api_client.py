@@ -68,6 +68,7 @@ class Session(msgspec.Struct, frozen=True):
     agent: str
     state: str = ""  # closed | killed | lost; of an open one idle | active | in transaction, or live where its gateway is silent
     connection: str = ""
+    gateway: str = ""
     database: str = ""
     client: str = ""
     opened_at: datetime | None = None
@@ -97,6 +98,7 @@ class Kill(msgspec.Struct, frozen=True):
     agent: str
     cause: str = ""
     reason: str = ""
+    ended_by: str = ""  # gateway | watchdog
     requested_at: datetime | None = None
     decided_at: datetime | None = None
     client_closed_at: datetime | None = None
@@ -175,6 +177,7 @@ class Recording(msgspec.Struct, frozen=True):
     since_at: datetime | None = None
     reason: str = ""
     refused: int = 0
+    backlog_bytes: int = 0  # on gateways' disks, and not with the brokers yet
 
 
 class Projection(msgspec.Struct, frozen=True):

@@ -13,9 +13,10 @@ from dashboards import ledger, reach, statements
 from dashboards.api_client import ApiTrouble, Attempt, Health, Rate, Session, Statement
 from dashboards.ledger import Bars, Column, Detail, Fact, Figure, Mark, Mono, Number, Row, Sql, Text, Time, Tone
 from dashboards.settings import DEFAULTS
-from dashboards.words import duration, number, plural
+from dashboards.words import duration, number, plural, size
 
 RATE_MINUTES: Final = 60
+BACKLOG_BYTES: Final = 16 * 2**20  # of the record: less is on its way to the brokers, and no news
 
 _TONES: Final[dict[str, Tone]] = {"active": "good", "in transaction": "warn", "idle": "quiet"}
 
@@ -125,6 +126,8 @@ def recording_figure(health: Health) -> Figure:
     if not health.log.available:
         return Figure("Recording", "stopped", hint="no statement is let through", tone="bad")
     behind = health.projection.lag_us
+    if health.log.backlog_bytes > BACKLOG_BYTES:
+        return Figure("Recording", "on disk", hint=f"{size(health.log.backlog_bytes)} wait for the brokers", tone="warn")
     hint = "what is let through is on disk" if behind < 1_000_000 else f"this screen is {duration(behind)} behind"
     return Figure("Recording", "on", hint=hint, tone="good")
 

@@ -238,6 +238,7 @@ def session_detail(session: Session) -> Detail:
     return Detail(
         facts=(
             Fact("Session", Mono(session.session)),
+            Fact("Gateway", Text(session.gateway or "–")),
             Fact("Backend process", Text(str(session.backend_pid) if session.backend_pid else "–")),
             Fact("Task", Text(session.task or "–")),
             Fact("On behalf of", Text(session.on_behalf_of or "–")),

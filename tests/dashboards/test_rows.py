@@ -80,6 +80,12 @@ def test_a_proven_end_shows_how_long_it_took() -> None:
     assert row.cells[-1] == Number("+42.0 ms")
 
 
+def test_an_end_shows_why_and_when_the_watchdog_had_to_do_it() -> None:
+    assert agents.killed_row(Kill("s1", "a", "all revoked", ended_by="gateway")).cells[0] == Sql("s1", "all revoked", below=True)
+    reaped = agents.killed_row(Kill("s1", "a", "gateway gone", ended_by="watchdog"))
+    assert reaped.cells[0] == Sql("s1", "gateway gone, by the watchdog", below=True)
+
+
 def test_an_end_without_proof_is_not_shown_as_gone() -> None:
     row = agents.killed_row(Kill("s1", "reporter", requested_at=NOW))
     assert row.cells[1] == Mark("no proof", "bad")
@@ -114,6 +120,13 @@ def test_a_whole_record_says_nothing() -> None:
     health = Health(log=Recording(available=True))
     assert reach.recording(health, NOW) == []
     assert now.recording_figure(health).value == "on"
+
+
+def test_a_record_that_waits_for_the_brokers_says_how_much() -> None:
+    few, much = (Health(log=Recording(available=True, backlog_bytes=size)) for size in (5_000, 300 * 2**20))
+    assert now.recording_figure(few).value == "on"
+    figure = now.recording_figure(much)
+    assert (figure.value, figure.hint, figure.tone) == ("on disk", "314.6 MB wait for the brokers", "warn")
 
 
 def test_without_a_gateway_nobody_claims_that_all_is_recorded() -> None:
