@@ -80,7 +80,7 @@ class _Share:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class EnforcerStatus:
     partitions: tuple[int, ...]  # of `sessions`
     reading: tuple[int, ...]  # those of them whose past is being read
     records: int  # in the log and not weighed
@@ -116,7 +116,7 @@ class Enforcer:
         self._floors: Callable[[int], bytes | None] = lambda _: None
 
     async def run(self) -> None:
-        """Until cancelled. What cannot be read or recorded is tried again and told by standing(); only our mistakes are raised."""
+        """Until cancelled. What cannot be read or recorded is tried again and told by status(); only our mistakes are raised."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follow_identity(), name="follow identity")
             tasks.create_task(self._follow_observations(), name="follow observations")
@@ -164,11 +164,11 @@ class Enforcer:
         share.opened = {session: offset for session, offset in share.opened.items() if session in live}
         return msgspec.msgpack.encode(Floor(min(share.opened.values(), default=share.next), share.boots))
 
-    def standing(self) -> Standing:
+    def status(self) -> EnforcerStatus:
         ends = self._log.end_offsets(TOPIC)
         shares = self._shares.values()
         errors = [self._identity_error, *(share.error for share in shares)]
-        return Standing(
+        return EnforcerStatus(
             partitions=tuple(sorted(self._shares)),
             reading=tuple(sorted(share.number for share in shares if share.reading)),
             records=sum(max(0, ends.get((TOPIC, share.number), 0) - share.next) for share in shares),

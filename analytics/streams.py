@@ -53,7 +53,7 @@ class StreamsFailed(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class StreamsStanding:
+class StreamsStatus:
     statements: tuple[int, ...]  # partitions that this worker counts
     statement_records: int  # in the log and not counted
     age_seconds: float  # since all that was in this worker's partitions had been processed; 0 when it has
@@ -175,12 +175,12 @@ class Streams:
         """Leave the group. May hang on brokers that do not answer: give it a time limit."""
         await self.app.stop()
 
-    def standing(self) -> StreamsStanding:
+    def status(self) -> StreamsStatus:
         ends = self._ends()
         offsets = self._offsets()
         behind = not self._reached(ends)
         statements = ((end, offsets.get(place, end)) for place, end in ends.items() if place[0] == "statements")
-        return StreamsStanding(
+        return StreamsStatus(
             statements=tuple(sorted(self._counted)),
             statement_records=sum(max(0, end - offset) for end, offset in statements),
             age_seconds=time.monotonic() - self._current_at if behind else 0.0,
@@ -292,7 +292,7 @@ class Streams:
             await self._changed.wait()
             self._changed.clear()
             mine = {tp.partition for tp in self._assigned if tp.topic == self._sessions}
-            floors = await self._kept_floors(mine - set(self._enforcer.standing().partitions))
+            floors = await self._kept_floors(mine - set(self._enforcer.status().partitions))
             self._enforcer.give(mine, floors.get)
             await self._read_counts()
             begins = {tp.partition: await self._position(tp) for tp in self._assigned if tp.topic == self._statements}

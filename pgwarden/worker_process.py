@@ -11,7 +11,6 @@ import os
 import signal
 import socket
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from analytics.enforcer import Enforcer, EnforcerSettings
 from ingest.clock import now_us
 from ingest.log import LogCorrupt, LogUnavailable
 from ingest.log.kafka_client import INSTALL
+from ingest.once_a_minute import OnceAMinute
 from ingest.recorder import Recorder
 from ingest.settings import TABLES, KafkaSettings, RecorderSettings
 from pgwarden.config import Config
@@ -37,8 +37,6 @@ STOP_SECONDS_MAX: Final = 5.0  # 1.2 to 2.7 s as a rule; Faust hangs when it is 
 SILENT_SECONDS_MAX: Final = 10.0  # the brokers are asked once a second; a restart takes a few
 AGE_SECONDS_MAX: Final = 30.0  # a worker that is behind for longer is not well; a rebalance takes 2 to 3 s, a dead member's 10 more
 
-REPEATED_SECONDS: Final = 60.0
-KINDS_MAX: Final = 1_000
 
 _log: Final = logging.getLogger("pgwarden.worker")
 
@@ -119,7 +117,7 @@ def _with_tables(kafka: KafkaSettings) -> KafkaSettings:
 
 
 def _status(writer: str, enforcer: Enforcer, streams: Streams, silent_seconds: float) -> Mapping[str, object]:
-    enforcing, counting = enforcer.standing(), streams.standing()
+    enforcing, counting = enforcer.status(), streams.status()
     reasons = [enforcing.error]
     if silent_seconds > SILENT_SECONDS_MAX:  # what is behind is not known then: ends are as old
         reasons.append(f"the brokers have not answered for {silent_seconds:.0f} s")
@@ -176,28 +174,9 @@ def _file(path: str, name: str) -> str:
     return f"{stem}-{name}{dot}{suffix}" if name else path
 
 
-class _Words(logging.Handler):
-    """Passes on what Faust and its client warn of, each kind once a minute: with a broker away they say it ten times a second."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self._passed: dict[str, float] = {}
-
-    def emit(self, record: logging.LogRecord) -> None:
-        now = time.monotonic()
-        kind = f"{record.name}: {record.msg if record.args else ''}"
-        if now - self._passed.get(kind, -REPEATED_SECONDS) < REPEATED_SECONDS:
-            return
-        if len(self._passed) >= KINDS_MAX:
-            self._passed.clear()
-        self._passed[kind] = now
-        level = logging.ERROR if record.exc_info else logging.WARNING  # a broker that is away is an error to them alone
-        _log.log(level, "%s: %s", record.name, record.getMessage(), exc_info=record.exc_info)
-
-
 def _quiet() -> None:
     """Faust tells of each step of a rebalance in tables, and its parts may write what they are configured with."""
-    words = _Words()
+    words = OnceAMinute(_log, faults=True)
     for chatty in ("faust", "mode", "aiokafka"):
         logger = logging.getLogger(chatty)
         logger.setLevel(logging.WARNING)

@@ -79,7 +79,7 @@ async def until(condition: Callable[[], bool], what: str = "") -> None:
 async def given(enforcer: Enforcer, partitions: Iterable[int] = range(SESSIONS), floors: dict[int, bytes] | None = None) -> None:
     """The partitions are this process's, and their past is known."""
     enforcer.give(partitions, (floors or {}).get)
-    await until(lambda: not enforcer.standing().reading)
+    await until(lambda: not enforcer.status().reading)
 
 
 async def records(log: MemoryLog, topic: str = "sessions") -> list[Record]:
@@ -119,7 +119,7 @@ async def test_a_revocation_ends_the_agents_sessions_and_no_others(log: MemoryLo
         await revoke(log, "reporter")
         await until(lambda: bool(orders.taken))
         assert [(order.session, order.cause, order.reason) for order in orders.taken] == [("a", "agent revoked", "leaked")]
-        assert enforcer.standing().orders_pending == 0
+        assert enforcer.status().orders_pending == 0
 
 
 async def test_records_that_come_twice_or_late_or_not_at_all_change_nothing(log: MemoryLog) -> None:
@@ -128,7 +128,7 @@ async def test_records_that_come_twice_or_late_or_not_at_all_change_nothing(log:
     place = partition(b"reporter", SESSIONS)
     async with running(log, Orders()) as enforcer:
         enforcer.give([place], lambda _: None)
-        await until(lambda: not enforcer.standing().reading)
+        await until(lambda: not enforcer.status().reading)
         chance = random.Random(7)
         await opened(log, *((f"t{n}", "reporter") for n in range(40)))
         later = (await records(log))[len(found) :]
@@ -136,7 +136,7 @@ async def test_records_that_come_twice_or_late_or_not_at_all_change_nothing(log:
         chance.shuffle(handed)
         await hand(enforcer, [*handed, later[-1]])
         assert set(enforcer.live()) == {f"s{n}" for n in range(40)} | {f"t{n}" for n in range(40)}
-        assert enforcer.standing().records == 0
+        assert enforcer.status().records == 0
 
 
 async def test_what_nobody_hands_over_is_read_from_the_log(log: MemoryLog) -> None:
@@ -186,7 +186,7 @@ async def test_what_is_handed_over_while_the_past_is_read_is_not_lost(log: Memor
         monkeypatch.undo()
         await hand(enforcer, (await records(log))[-1:])
         gate.opened.set()
-        await until(lambda: not enforcer.standing().reading)
+        await until(lambda: not enforcer.status().reading)
         assert set(enforcer.live()) == {"a", "b", "last"}
 
 
@@ -202,11 +202,11 @@ async def test_no_order_goes_out_before_all_of_the_past_is_known(log: MemoryLog,
         enforcer.give([partition(b"reporter", SESSIONS)], lambda _: None)
         await gate.reached.wait()
         await revoke(log, "reporter")
-        await until(lambda: enforcer.standing().orders_pending == 1)
+        await until(lambda: enforcer.status().orders_pending == 1)
         enforcer._news.set()
         await asyncio.sleep(0.05)
         gate.opened.set()
-        await until(lambda: not enforcer.standing().reading and not enforcer.standing().orders_pending)
+        await until(lambda: not enforcer.status().reading and not enforcer.status().orders_pending)
         assert (orders.taken, enforcer.live()) == ([], {})
 
 
@@ -297,9 +297,9 @@ async def test_orders_of_a_partition_that_went_are_its_next_owners(log: MemoryLo
     async with running(log, stuck) as enforcer:
         await given(enforcer)
         await revoke(log, "reporter")
-        await until(lambda: enforcer.standing().orders_pending == 1)
+        await until(lambda: enforcer.status().orders_pending == 1)
         enforcer.give([], lambda _: None)
-        standing = enforcer.standing()
+        standing = enforcer.status()
         assert (standing.orders_pending, standing.partitions, standing.live_sessions) == (0, (), 0)
         assert enforcer.live() == {}
 
@@ -360,7 +360,7 @@ async def test_a_session_that_the_watchdog_ended_does_not_live_in_whatever_order
         await until(lambda: "late" in enforcer._reaped)
         await opened(log, ("late", "reporter"))
         await hand(enforcer, await records(log))
-        assert (enforcer.live(), enforcer.standing().records) == ({}, 0)
+        assert (enforcer.live(), enforcer.status().records) == ({}, 0)
 
 
 async def test_a_record_that_cannot_be_read_is_told_and_the_other_partitions_go_on(log: MemoryLog) -> None:
@@ -376,7 +376,7 @@ async def test_a_record_that_cannot_be_read_is_told_and_the_other_partitions_go_
         for _ in range(2):
             with pytest.raises(Unreadable, match=f"partition {bad} of sessions"):
                 await enforcer.take(damaged.partition, damaged.offset, damaged.value)
-        assert f"record {damaged.offset}" in enforcer.standing().error
+        assert f"record {damaged.offset}" in enforcer.status().error
         await revoke(log, other)
         await revoke(log, "reporter", START_US + 2)
         await until(lambda: sorted(orders.sessions) == ["b", "known"])
@@ -394,7 +394,7 @@ async def test_the_log_may_be_away_when_a_partition_comes(log: MemoryLog, monkey
     monkeypatch.setattr(log, "offsets", away)
     async with running(log, Orders()) as enforcer:
         await given(enforcer)
-        assert (set(enforcer.live()), enforcer.standing().error) == ({"a"}, "")
+        assert (set(enforcer.live()), enforcer.status().error) == ({"a"}, "")
 
 
 def test_a_floor_is_what_it_was_when_it_comes_back() -> None:
@@ -437,7 +437,7 @@ async def test_random_histories_shared_by_two_at_random_end_as_the_plainest_fold
             enforcer.give([number for number in range(SESSIONS) if owners[number] == n], kept.get)
 
         def over() -> bool:
-            standings = [enforcer.standing() for enforcer in two]
+            standings = [enforcer.status() for enforcer in two]
             return (
                 not any(one.reading or one.records or one.identity_records or one.orders_pending for one in standings)
                 and {session for enforcer in two for session in enforcer.live()} == due.live
