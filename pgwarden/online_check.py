@@ -86,4 +86,4 @@ async def _brokers(config: Config) -> Answer:
     except LogUnavailable as error:
         return Answer("kafka", False, printable(str(error), 1000))
     encryption = "over TLS" if config.kafka.tls else "in clear text"
-    return Answer("kafka", True, f"{printable(', '.join(config.kafka.bootstrap))}, {encryption}, with every topic")
+    return Answer("kafka", True, f"{printable(', '.join(config.kafka.bootstrap))}, {encryption}, with every topic of the log")

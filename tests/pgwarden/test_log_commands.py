@@ -60,7 +60,7 @@ def test_topics_are_shown_as_missing_made_and_then_as_they_should_be(
     assert main(["topics", "apply", "-c", config]) == 0
     assert "4 partitions, 1 copy, 1 in sync, kept for 90 days" in capsys.readouterr().out
     assert main(["verify-config", "--online", "-c", config]) == 0
-    assert f"\nkafka: ok: {broker.bootstrap}, in clear text, with every topic\n" in capsys.readouterr().out
+    assert f"\nkafka: ok: {broker.bootstrap}, in clear text, with every topic of the log\n" in capsys.readouterr().out
     assert main(["topics", "-c", config]) == 0
     assert main(["topics", "-c", config, "--json"]) == 0
     document = json.loads(capsys.readouterr().out.partition("{")[2].join(["{", ""]))
