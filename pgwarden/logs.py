@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,13 @@ def kafka_log_class() -> type[KafkaLog]:
     except ImportError as error:
         raise LogUnavailable(str(error)) from error
     return loaded
+
+
+def hush_client() -> None:
+    """For a command: what Kafka's client says of each attempt is said once, in a sentence of ours."""
+    for name in ("kafka", "ingest.log.brokers"):
+        logging.getLogger(name).addHandler(logging.NullHandler())
+        logging.getLogger(name).propagate = False
 
 
 def local_folder(config: Config) -> Path:

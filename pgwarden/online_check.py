@@ -13,7 +13,7 @@ from identity.refusal import Refusal
 from identity.settings import IssuerRules
 from ingest.log import LogUnavailable
 from pgwarden.config import Config, ConnectionConfig
-from pgwarden.logs import open_log
+from pgwarden.logs import hush_client, open_log
 from pgwarden.printable import printable
 from pgwarden.targets import target
 
@@ -80,6 +80,7 @@ async def _issuer(rules: IssuerRules, keys: JwksCache) -> Answer:
 async def _brokers(config: Config) -> Answer:
     """As every part asks them at its start."""
     assert config.kafka is not None
+    hush_client()
     try:
         log = await open_log(config)
         await log.close()

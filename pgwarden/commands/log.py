@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import logging
 import os
 import sys
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from ingest.settings import KafkaSettings
 from pgwarden import log_copy
 from pgwarden.config import Config, ConfigInvalid, load
 from pgwarden.log_copy import Copied, CopyRefused
-from pgwarden.logs import open_log
+from pgwarden.logs import hush_client, open_log
 from pgwarden.printable import printable
 from pgwarden.tables import Column, table, width
 
@@ -149,11 +148,7 @@ def _kafka_of(arguments: argparse.Namespace, config: Config) -> KafkaSettings | 
 
 def _config(arguments: argparse.Namespace) -> Config | int:
     os.umask(0o077)
-    # What kafka-python says of each attempt is said once, in a sentence of ours.
-    logging.getLogger("kafka").addHandler(logging.NullHandler())
-    logging.getLogger("kafka").propagate = False
-    logging.getLogger("ingest.log.brokers").addHandler(logging.NullHandler())
-    logging.getLogger("ingest.log.brokers").propagate = False
+    hush_client()
     try:
         return load(Path(arguments.config))
     except ConfigInvalid as invalid:

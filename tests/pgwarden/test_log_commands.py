@@ -88,6 +88,17 @@ def test_brokers_that_are_not_there_are_named_in_one_line(tmp_path: Path) -> Non
     done.stderr.close()
 
 
+def test_a_check_of_brokers_that_are_not_there_says_so_and_nothing_else(tmp_path: Path) -> None:
+    nobody = f"127.0.0.1:{port()}"
+    config = configuration(tmp_path, KafkaSettings((nobody,), tls=False))
+    done = subprocess.run(
+        [sys.executable, "-m", "pgwarden", "verify-config", "--online", "-c", config],
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout.splitlines()[-1] == f"kafka: failed: the brokers at {nobody} do not answer: nobody listens there"
+
+
 def test_a_broker_of_another_authority_is_not_trusted(tmp_path: Path, broker: Broker) -> None:
     make_certificates(tmp_path / "other")
     config = configuration(tmp_path, settings(broker, "test.", "tls"))
