@@ -95,7 +95,7 @@ def parser() -> argparse.ArgumentParser:
     worker.add_argument("--name", type=_name, metavar="NAME", help="tells workers of one machine apart")
     status = _command(commands, "status", "health:status", "ask one process of this machine how it is; 0 when it is well")
     status.add_argument("part", choices=("gateway", "relay", "watchdog", "worker", "api", "dashboard"), metavar="PART")
-    _config(status)
+    _config(status, samples=True)
     rebuild = _command(commands, "rebuild", "processes:rebuild", "make the tables anew from the log, and compare them with the old")
     _config(rebuild)
 
@@ -235,9 +235,12 @@ def _group(commands: _Commands, name: str, what: str) -> tuple[argparse.Argument
     return group, group.add_subparsers(title="commands", metavar="COMMAND")
 
 
-def _config(command: argparse.ArgumentParser, *, inner: bool = False) -> None:
-    """`inner`: of a command below one that has the option too, whose value the inner default would replace."""
-    default = argparse.SUPPRESS if inner else Path(os.environ.get("PGWARDEN_CONFIG") or "pgwarden.toml")
+def _config(command: argparse.ArgumentParser, *, inner: bool = False, samples: bool = False) -> None:
+    """`inner`: of a command below one that has the option too, whose value the inner default would replace. `samples`: where
+    there is no other file, what `pgwarden up` wrote for itself."""
+    own, of_samples = Path("pgwarden.toml"), Path(".pgwarden/pgwarden.toml")
+    usual = of_samples if samples and not own.exists() and of_samples.exists() else own
+    default = argparse.SUPPRESS if inner else Path(os.environ.get("PGWARDEN_CONFIG") or usual)
     command.add_argument("-c", "--config", type=Path, default=default, metavar="FILE", help="(PGWARDEN_CONFIG, else pgwarden.toml)")
 
 

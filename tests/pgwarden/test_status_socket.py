@@ -88,6 +88,20 @@ async def test_status_says_why_a_process_is_not_well(
     assert (code, said["well"], said["reason"]) == (1 if wrong else 0, not wrong, wrong)
 
 
+def test_status_finds_the_samples_as_the_other_commands_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PGWARDEN_CONFIG", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".pgwarden").mkdir()
+    (tmp_path / ".pgwarden" / "pgwarden.toml").write_text('state = "."\n')
+    assert main(["status", "gateway"]) == 1
+    assert f"gateway: does not answer on {tmp_path}/.pgwarden/run/gateway.sock: " in capsys.readouterr().err
+    (tmp_path / "pgwarden.toml").write_text('state = "mine"\n')
+    assert main(["status", "gateway"]) == 1
+    assert f"{tmp_path}/mine/run/gateway.sock" in capsys.readouterr().err
+
+
 def test_status_says_that_a_process_does_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "pgwarden.toml").write_text(FILE)
     assert main(["status", "watchdog", "-c", str(tmp_path / "pgwarden.toml")]) == 1
