@@ -21,7 +21,7 @@ all-tests: $(VENV)/development
 # A real Apache Kafka for the tests, 54 MB from Maven Central. Without it, or without Java, what needs a broker is skipped.
 kafka: $(VENV)/kafka/lib
 
-$(VENV)/kafka/lib: tests/kafka/pom.xml
+$(VENV)/kafka/lib: tests/kafka/pom.xml | $(VENV)/runtime
 	@command -v mvn >/dev/null || { echo "on Debian: apt install default-jre-headless maven" >&2; exit 1; }
 	@rm -rf $@ $@.new
 	@mvn -B -q -f tests/kafka/pom.xml org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies \
@@ -33,7 +33,7 @@ $(VENV)/kafka/lib: tests/kafka/pom.xml
 KEYCLOAK_VERSION := 26.7.3
 keycloak: $(VENV)/keycloak/built-$(KEYCLOAK_VERSION)
 
-$(VENV)/keycloak/built-$(KEYCLOAK_VERSION):
+$(VENV)/keycloak/built-$(KEYCLOAK_VERSION): | $(VENV)/runtime
 	@command -v mvn >/dev/null || { echo "on Debian: apt install default-jre-headless maven" >&2; exit 1; }
 	@rm -rf $(VENV)/keycloak $(VENV)/keycloak.new
 	@mvn -B -q -f tests/kafka/pom.xml org.apache.maven.plugins:maven-dependency-plugin:3.8.1:unpack \

@@ -69,6 +69,7 @@ FOR_EVER_US: Final = 2**63 - 1
 REPEATS_MAX: Final = 16  # revocations of one name that are remembered; of a session that outlives more, a later one is told
 SESSIONS_MAX: Final = 100_000  # revoked sessions that are remembered, as in the registry
 HEAP_SPARE: Final = 1024  # entries of sessions that are over, before the heap is made anew
+CLOSED_MAX: Final = 10_000  # about 1 MB; readers pass over what comes twice, so this is for whoever does not
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,7 @@ class State:
         self._sessions: dict[str, LiveSession] = {}
         self._of_agent: dict[str, dict[str, LiveSession]] = {}
         self._ordered: set[str] = set()  # whose end was concluded; once is enough
+        self._closed: dict[str, None] = {}  # the newest that are over: an opening that is seen again opens nothing
         self._boots: dict[str, int] = {}  # writer -> the lowest boot whose sessions can be live
         self._due: list[tuple[int, str]] = []  # a heap: when a session may be due, in whole or in vain
         self._ends: dict[Key, tuple[End, ...]] = {}  # first to last
@@ -146,7 +148,7 @@ class State:
 
     def open(self, event: SessionOpened, writer: str, boot: int) -> Iterator[tuple[LiveSession, End]]:
         stamp = event.stamp
-        if boot < self._boots.get(writer, 0) or stamp.session in self._sessions:
+        if boot < self._boots.get(writer, 0) or stamp.session in self._sessions or stamp.session in self._closed:
             return
         live = LiveSession(
             session=stamp.session,
@@ -176,6 +178,9 @@ class State:
         if live is None:
             return
         self._ordered.discard(session)
+        self._closed[session] = None
+        if len(self._closed) > CLOSED_MAX:
+            del self._closed[next(iter(self._closed))]
         of_agent = self._of_agent[live.agent]
         del of_agent[session]
         if not of_agent:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import hypothesis
 import psycopg
 import pytest
 from psycopg import sql
@@ -23,6 +24,8 @@ from ingest.settings import KafkaSettings
 from pgwarden.postgres import Postgres, PostgresSettings
 from tests import broker as brokers
 from tests.broker import Broker, Cluster, jars, make_certificates
+
+hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)
 
 T = TypeVar("T")
 
