@@ -93,16 +93,22 @@ def violations(evidence: Evidence) -> list[str]:
     """Empty when all holds; else one sentence each, which begins with the invariant's name."""
     found: list[str] = []
     frames = {topic: _once(topic, records, found) for topic, records in evidence.log.items()}
-    executions = _executions(frames.get("statements", ()), found)
-    found += _coverage(evidence, executions)
-    found += _phantoms(evidence, executions)
+    told = _executions(frames.get("statements", ()), found)
+    found += _coverage(evidence, told)
+    found += _phantoms(evidence, told)
     found += _revocations(evidence, frames)
-    found += _ends(executions, frames)
-    found += _resolutions(evidence, executions)
-    found += _tables(evidence, executions)
+    found += _ends(told, frames)
+    found += _resolutions(evidence, told)
+    found += _tables(evidence, told)
     found += _secrets(evidence)
     found += _bounds(evidence)
     return found
+
+
+def executions(log: Log) -> int:
+    """How many the record tells of."""
+    nothing: list[str] = []
+    return len(_executions(_once("statements", log["statements"], nothing), nothing))
 
 
 def _once(topic: str, records: Iterable[tuple[Record, Frame]], found: list[str]) -> list[Frame]:

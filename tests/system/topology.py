@@ -27,7 +27,7 @@ from psycopg import sql
 
 from ingest.events import Event, Frame, Stamp, Topic
 from ingest.frames import decode
-from ingest.log import Record
+from ingest.log import LogUnavailable, Record
 from ingest.log.kafka import KafkaLog
 from ingest.settings import KafkaSettings
 from pgwarden.config import Config, load
@@ -238,8 +238,8 @@ class Topology:
     def word(self, name: str) -> str:
         return (self.folder / "pgwarden" / name).read_text().strip()
 
-    def call(self, method: str, path: str, body: object = None, by: str = "operator", **query: str | int) -> Any:
-        answer = httpx.request(
+    def ask(self, method: str, path: str, body: object = None, by: str = "operator", **query: str | int) -> httpx.Response:
+        return httpx.request(
             method,
             f"http://127.0.0.1:{self.ports['api']}{path}",
             json=body,
@@ -248,6 +248,9 @@ class Topology:
             timeout=30,
             trust_env=False,
         )
+
+    def call(self, method: str, path: str, body: object = None, by: str = "operator", **query: str | int) -> Any:
+        answer = self.ask(method, path, body, by, **query)
         assert answer.status_code < 300, f"{method} {path}: {answer.status_code} {answer.text}"
         return answer.json()
 
@@ -303,7 +306,14 @@ class Topology:
                 await log.close()
             return found
 
-        return asyncio.run(asyncio.wait_for(read(), 120))
+        end = time.monotonic() + 60
+        while True:
+            try:
+                return asyncio.run(asyncio.wait_for(read(), 120))
+            except LogUnavailable:  # a broker that has just come back
+                if time.monotonic() > end:
+                    raise
+                time.sleep(1.0)
 
     def events(self, topic: Topic) -> list[tuple[Stamp | None, Event]]:
         return [
