@@ -187,12 +187,13 @@ def test_the_api_answers_on_kafka_as_it_does_on_segments(
     with running(on_segments, segments_port) as api:
         expected = life(api)
         wait_for(lambda: states(api) == {"loader": "retired", "reporter": "active"}, 60)
+        wait_for(lambda: caught_up(api), 60)
         expected_grants = api.get("/v1/grants").json()["items"]
     with running(on_kafka, kafka_port) as api:
         assert life(api) == expected
         wait_for(lambda: states(api) == {"loader": "retired", "reporter": "active"}, 60)
-        grants = api.get("/v1/grants").json()["items"]
-        assert [(item["agent"], item["state"]) for item in grants] == [(item["agent"], item["state"]) for item in expected_grants]
+        told = [(item["agent"], item["state"]) for item in expected_grants]
+        wait_for(lambda: [(item["agent"], item["state"]) for item in api.get("/v1/grants").json()["items"]] == told, 60)
         health = api.get("/v1/health").json()
         assert health["enforcement"]["by"] == "workers"
         api.process.kill()
@@ -202,6 +203,7 @@ def test_the_api_answers_on_kafka_as_it_does_on_segments(
         assert states(api) == {"loader": "retired", "reporter": "active"}
         assert api.post("/v1/agents/loader/reinstate", {"reason": "test"}).status_code == 409
         assert api.post("/v1/agents/reporter/revoke", {"reason": "test"}).status_code == 200
+        wait_for(lambda: states(api) == {"loader": "retired", "reporter": "revoked"}, 60)  # the ends alone may be a moment old
         wait_for(lambda: caught_up(api), 60)
     rebuilt = subprocess.run(
         [sys.executable, "-m", "pgwarden", "rebuild", "-c", str(on_kafka), "--json"],

@@ -87,6 +87,8 @@ class House:
             return health.status_code == 200 and bool(health.json()["projection"]["lag_records"] == 0)
 
         until(projected, "the tables hold all that is in the log", QUIET_SECONDS_MAX)
+        time.sleep(2.5)  # where the log ends may have been a second old
+        until(projected, "the tables hold all that is in the log", QUIET_SECONDS_MAX)
 
     def evidence(self) -> Evidence:
         self.quiet()
