@@ -16,7 +16,11 @@ from ingest.log import Record
 def rows(record: Record, frame: Frame) -> Iterator[Staged]:
     for index, (_, event) in enumerate(frame.events):
         match event:
-            case SessionKilled():
+            case SessionKilled() | SessionReaped():
+                if isinstance(event, SessionKilled):
+                    client_closed_us, ended_by, watchdog = event.client_closed_us, "gateway", ""
+                else:
+                    client_closed_us, ended_by, watchdog = 0, "watchdog", event.watchdog  # its gateway has the client
                 yield (
                     "stage_kills",
                     {
@@ -28,30 +32,11 @@ def rows(record: Record, frame: Frame) -> Iterator[Staged]:
                         "reason": event.reason,
                         "requested_us": event.requested_us,
                         "decided_us": event.decided_us,
-                        "client_closed_us": event.client_closed_us,
+                        "client_closed_us": client_closed_us,
                         "backend_gone_us": event.backend_gone_us,
                         "backend_pid": event.backend_pid,
-                        "ended_by": "gateway",
-                        "watchdog": "",
-                    },
-                )
-            case SessionReaped():
-                yield (
-                    "stage_kills",
-                    {
-                        "place": place(record, index),
-                        "at_us": event.at_us,
-                        "session": event.session,
-                        "agent": event.agent,
-                        "cause": event.cause,
-                        "reason": event.reason,
-                        "requested_us": event.requested_us,
-                        "decided_us": event.decided_us,
-                        "client_closed_us": 0,  # its gateway has the client
-                        "backend_gone_us": event.backend_gone_us,
-                        "backend_pid": event.backend_pid,
-                        "ended_by": "watchdog",
-                        "watchdog": event.watchdog,
+                        "ended_by": ended_by,
+                        "watchdog": watchdog,
                     },
                 )
             case SessionEndOrdered():
