@@ -15,24 +15,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
 
 from analytics import enforcement
+from analytics.orders import ORDERS_AT_ONCE, Order, recorded
 from ingest.clock import now_us
 from ingest.events import GatewayReported, GatewayStarted, SessionEndOrdered, SessionOpened, SessionReaped
 from ingest.follow import Follower
 from ingest.frames import FrameInvalid, decode
 from ingest.log import EventLog, LogCorrupt, LogUnavailable, Partition
 
-Order = Callable[[SessionEndOrdered], Awaitable[None]]
-"""Returns once the order is durable in topic `commands`; raises LogUnavailable when it may not be: it is called again."""
-
 TOPIC: Final = "sessions"
-ORDERS_AT_ONCE: Final = 256
 RETRY_SECONDS: Final = 0.25  # after the log was not available
 BROKEN_RETRY_SECONDS: Final = 5.0  # after it was corrupt: a person must act
 
@@ -424,17 +421,11 @@ class Enforcer:
             await self._news.wait()
             self._news.clear()
             while orders := self._due()[:ORDERS_AT_ONCE]:
-                results = await asyncio.gather(*(self._order(order) for order in orders), return_exceptions=True)
-                failed = False
-                for order, result in zip(orders, results, strict=True):
-                    if result is None:
-                        self._pending.pop(order.order, None)
-                        self._recorded += 1
-                    elif isinstance(result, LogUnavailable):
-                        failed = True
-                    else:
-                        raise result
-                if failed:
+                names = await recorded(orders, self._order)
+                for name in names:
+                    self._pending.pop(name, None)
+                self._recorded += len(names)
+                if len(names) < len(orders):
                     await asyncio.sleep(RETRY_SECONDS)
 
 

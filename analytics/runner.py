@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from analytics import enforcement
+from analytics.orders import ORDERS_AT_ONCE, Order, recorded
 from analytics.settings import AnalyticsSettings
 from analytics.store import Batch, Store, TablesBroken
 from ingest.clock import now_us
@@ -21,12 +22,8 @@ from ingest.events import TOPICS, Frame, SessionEndOrdered, Topic
 from ingest.follow import Follower, Gap, log_gap
 from ingest.log import EventLog, LogCorrupt, LogUnavailable, Partition, Record
 
-Order = Callable[[SessionEndOrdered], Awaitable[None]]
-"""Returns once the order is durable in topic `commands`; raises LogUnavailable when it may not be: it is called again."""
-
 ENFORCED: Final[tuple[Topic, ...]] = ("identity", "sessions")
 IDENTITY_SECONDS_MAX: Final = 2.0  # that a session's event waits for older ones of its agent
-ORDERS_AT_ONCE: Final = 256
 RETRY_SECONDS: Final = 0.25  # after the log was not available
 BROKEN_RETRY_SECONDS: Final = 5.0  # after it was corrupt: a person must act
 START_OVER_SECONDS_MIN: Final = 600.0  # a second failure sooner is no accident of the disk
@@ -206,16 +203,10 @@ class Runner:
             self._pending = {name: order for name, order in self._pending.items() if order.session in self._state.sessions}
             while self._pending:
                 orders = list(self._pending.values())[:ORDERS_AT_ONCE]
-                results = await asyncio.gather(*(self._order(order) for order in orders), return_exceptions=True)
-                failed = False
-                for order, result in zip(orders, results, strict=True):
-                    if result is None:
-                        self._pending.pop(order.order, None)
-                    elif isinstance(result, LogUnavailable):
-                        failed = True
-                    else:
-                        raise result
-                if failed:
+                names = await recorded(orders, self._order)
+                for name in names:
+                    self._pending.pop(name, None)
+                if len(names) < len(orders):
                     await asyncio.sleep(RETRY_SECONDS)
                     self._pending = {name: o for name, o in self._pending.items() if o.session in self._state.sessions}
 
