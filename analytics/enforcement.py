@@ -23,8 +23,15 @@ from ingest.events import (
     AgentRetired,
     AgentRevoked,
     AllRevoked,
+    BackendEndOrdered,
+    BackendReaped,
     Event,
+    FindingAcknowledged,
+    FindingConfirmed,
     FindingRaised,
+    FindingRecurred,
+    FindingsMuted,
+    FindingsUnmuted,
     GatewayReported,
     GatewayStarted,
     GatewayStopped,
@@ -33,22 +40,32 @@ from ingest.events import (
     GroupRevoked,
     IdentityEvent,
     LogRecovered,
+    ObservationGap,
     OutcomeResolved,
     RecordingStopped,
+    RecordRead,
     SessionClosed,
     SessionDenied,
     SessionEndOrdered,
     SessionKilled,
+    SessionObserved,
     SessionOpened,
     SessionReaped,
     SessionRevoked,
+    SessionUnobserved,
     StatementCancelled,
     StatementDefined,
     StatementDenied,
     StatementFinished,
+    StatementObserved,
     StatementParameters,
     StatementStarted,
     SubjectRevoked,
+    WitnessBlinded,
+    WitnessReported,
+    WitnessRestored,
+    WitnessStarted,
+    WitnessStopped,
 )
 
 Cause: TypeAlias = Literal[
@@ -324,8 +341,25 @@ def step(state: State, event: Event, writer: str, boot: int, now_us: int) -> tup
             | StatementParameters()
             | OutcomeResolved()
             | SessionEndOrdered()
+            | BackendEndOrdered()
             | FindingRaised()
+            | FindingRecurred()
+            | FindingAcknowledged()
+            | FindingConfirmed()
+            | FindingsMuted()
+            | FindingsUnmuted()
             | GatewayReported()
+            | BackendReaped()
+            | WitnessStarted()
+            | WitnessStopped()
+            | WitnessReported()
+            | WitnessBlinded()
+            | WitnessRestored()
+            | SessionObserved()
+            | SessionUnobserved()
+            | StatementObserved()
+            | ObservationGap()
+            | RecordRead()
         ):
             pass
         case _:

@@ -12,8 +12,17 @@ from typing import Final, Literal, TypeAlias
 
 import msgspec
 
-Topic: TypeAlias = Literal["identity", "sessions", "statements", "commands", "findings", "observations"]
-TOPICS: Final[tuple[Topic, ...]] = ("identity", "sessions", "statements", "commands", "findings", "observations")
+Topic: TypeAlias = Literal["identity", "sessions", "statements", "commands", "findings", "observations", "witness", "looks"]
+TOPICS: Final[tuple[Topic, ...]] = (
+    "identity",
+    "sessions",
+    "statements",
+    "commands",
+    "findings",
+    "observations",
+    "witness",
+    "looks",
+)
 
 Outcome: TypeAlias = Literal["ok", "error", "skipped", "suspended", "unknown"]
 """How one execution ended. `skipped`: Postgres passed over it after an earlier error. `suspended`: a portal was left before its
@@ -414,6 +423,21 @@ class SessionEndOrdered(_Fact, frozen=True, tag=40):
     reason: str
 
 
+class BackendEndOrdered(_Fact, frozen=True, tag=41):
+    """A backend that no gateway opened must end. `order` is derived from its cause. Key = `session_id`."""
+
+    at_us: int
+    order: str
+    connection: str  # by whose credential the watchdog reaches that server
+    server: str
+    session_id: str  # PostgreSQL's: see StatementObserved
+    backend_pid: int
+    backend_start_us: int
+    cause: str
+    reason: str
+    finding: str
+
+
 # -- findings (topic "findings", key = agent) -------------------------------------------------------------------------------------
 
 
@@ -424,8 +448,67 @@ class FindingRaised(_Fact, frozen=True, tag=50):
     agent: str
     session: str
     severity: str  # "info" | "warning" | "critical"
-    summary: str
+    summary: str  # one sentence that a person can judge
     evidence: tuple[str, ...]  # event ids
+    numbers: tuple[tuple[str, float], ...] = ()  # what it rests on, each with its unit last in the name
+    offsets: tuple[str, ...] = ()  # of the evidence in the log: `<topic>/<partition>/<offset>`
+
+
+class FindingRecurred(_Fact, frozen=True, tag=51):
+    """The same again, within the finding's cooldown: told once, when the cooldown is over or the count has doubled."""
+
+    at_us: int
+    finding: str
+    agent: str
+    times: int  # in all, since it was raised
+    last_us: int
+    summary: str
+    numbers: tuple[tuple[str, float], ...] = ()
+    offsets: tuple[str, ...] = ()
+
+
+class FindingAcknowledged(_Fact, frozen=True, tag=52):
+    """Somebody looks after it."""
+
+    at_us: int
+    finding: str
+    agent: str
+    operator: str
+    note: str
+    request: str = ""
+
+
+class FindingConfirmed(_Fact, frozen=True, tag=53):
+    """It was what it said."""
+
+    at_us: int
+    finding: str
+    agent: str
+    operator: str
+    note: str
+    request: str = ""
+
+
+class FindingsMuted(_Fact, frozen=True, tag=54):
+    """Until then, what this detector finds of this agent is recorded and asks nobody for attention, nor for a response."""
+
+    at_us: int
+    detector: str
+    agent: str  # "*" = every agent
+    until_us: int
+    operator: str
+    reason: str
+    finding: str = ""  # the one that it was muted from
+    request: str = ""
+
+
+class FindingsUnmuted(_Fact, frozen=True, tag=55):
+    at_us: int
+    detector: str
+    agent: str
+    operator: str
+    reason: str
+    request: str = ""
 
 
 # -- observations: what others than the gateway saw or did -------------------------------------------------------------------------
@@ -470,6 +553,161 @@ class GatewayReported(_Fact, frozen=True, tag=61):
     killed: int
 
 
+class BackendReaped(_Fact, frozen=True, tag=62):
+    """A backend that no gateway opened, ended by the watchdog. Key = `session_id`. A proof, as SessionKilled is."""
+
+    at_us: int
+    order: str
+    server: str
+    session_id: str
+    backend_pid: int
+    requested_us: int  # when the order was recorded
+    decided_us: int
+    backend_gone_us: int  # 0 when the proof did not come within the time limit
+    reason: str
+    finding: str
+    watchdog: str
+
+
+# -- witness: what collectors saw the database do (topic "witness", key = `server` "/" `session_id`, or `server` alone) ------------
+
+
+class WitnessStarted(_Fact, frozen=True, tag=70):
+    """A collector begins to look. Before `at_us` it may have seen nothing; what it resumes, `resumed_us` says."""
+
+    at_us: int
+    witness: str  # the collector's name
+    kind: str  # "log" | "ebpf" | "activity"
+    server: str  # the name that the configuration gives the PostgreSQL cluster
+    connections: tuple[str, ...]  # of that cluster, as gateways name them
+    sees: str  # "statements" | "sessions": all that may be asked of it
+    version: str
+    resumed_us: int = 0  # what was done since then is seen, though nobody looked; 0 = nothing
+
+
+class WitnessStopped(_Fact, frozen=True, tag=71):
+    at_us: int
+    witness: str
+    kind: str
+    server: str
+
+
+class WitnessReported(_Fact, frozen=True, tag=72):
+    """A collector's word on itself, every second or so."""
+
+    at_us: int
+    witness: str
+    kind: str
+    server: str
+    seeing: bool  # its last canary was seen, and nothing hinders it
+    reason: str  # "" while it sees
+    complete_us: int  # all that ended on the server before this time has been recorded: the watermark
+    canary_us: int  # when the last canary that it saw was sent; 0 = none yet
+    observed: int  # since it started
+    lost: int
+    lag_us: int  # of the last observation, from its end on the server to here
+
+
+class WitnessBlinded(_Fact, frozen=True, tag=73):
+    at_us: int
+    witness: str
+    kind: str
+    server: str
+    since_us: int
+    reason: str  # and what to do
+
+
+class WitnessRestored(_Fact, frozen=True, tag=74):
+    at_us: int
+    witness: str
+    kind: str
+    server: str
+    blind_since_us: int
+
+
+class SessionObserved(_Fact, frozen=True, tag=75):
+    """A session that PostgreSQL opened, whoever asked for it. What a collector cannot know is "" or 0."""
+
+    at_us: int  # when it began
+    witness: str
+    server: str
+    session_id: str
+    backend_pid: int  # as PostgreSQL names it, in its own pid namespace
+    user: str
+    database: str
+    client: str  # address:port, or "local"
+    application_name: str
+    backend_type: str = ""  # as in pg_stat_activity; "" = client backend
+    client_pid: int = 0  # the process that connected, where that is on this machine
+    client_start_us: int = 0
+    client_uid: int = -1
+    client_exe: str = ""
+    client_cgroup: int = 0  # inode of its cgroup folder
+    client_cgroup_path: str = ""
+
+
+class SessionUnobserved(_Fact, frozen=True, tag=76):
+    """Its end."""
+
+    at_us: int
+    witness: str
+    server: str
+    session_id: str
+    reason: str = ""
+
+
+class StatementObserved(_Fact, frozen=True, tag=77):
+    """One execution, as the database ran it: the same for every collector.
+
+    `session_id` is the log's: hex(epoch of backend start) "." hex(pid). A gateway's Stamp has both numbers.
+    """
+
+    at_us: int  # when it began
+    witness: str
+    server: str
+    session_id: str
+    sequence: int  # rises within a session
+    source: str  # "statement" | "nested" | "function call" | "replication" | "audit": what it is the text of
+    text: str  # "" where there is none, or where the policy keeps digests only
+    text_bytes: int  # of the whole text; more than `text` has where it was cut
+    digest: str  # SHA-256 of the whole text, 32 hex digits; "" where it was cut
+    query_id: int  # PostgreSQL's; 0 = not known
+    rows: int  # -1 = not known
+    sqlstate: str  # "" = no error
+    duration_us: int  # -1 = not known
+    user: str
+    database: str
+    client: str
+    outcome_known: bool = True  # False: this collector saw the begin only
+
+
+class ObservationGap(_Fact, frozen=True, tag=78):
+    """What a collector knows that it did not see. `session_id` is "" where it cannot say whose it was."""
+
+    at_us: int
+    witness: str
+    server: str
+    session_id: str
+    from_us: int
+    until_us: int
+    lost: int  # observations at least; 0 = not known how many
+    reason: str
+
+
+# -- looks: who read the record (topic "looks", key = operator) --------------------------------------------------------------------
+
+
+class RecordRead(_Fact, frozen=True, tag=90):
+    """One look at the audit: a question by name, SQL, or an export."""
+
+    at_us: int
+    operator: str
+    question: str
+    parameters: str  # as JSON; the SQL itself for "sql"
+    rows: int
+    through: str  # "api" | "dashboard" | "command line" | "metrics"; the caller's own word
+
+
 IdentityEvent: TypeAlias = (
     AgentRegistered
     | AgentKeyReplaced
@@ -503,8 +741,23 @@ SessionEvent: TypeAlias = (
 StatementEvent: TypeAlias = (
     StatementDefined | StatementStarted | StatementDenied | StatementFinished | StatementParameters | OutcomeResolved
 )
-ObservationEvent: TypeAlias = SessionReaped | GatewayReported
-Event: TypeAlias = IdentityEvent | SessionEvent | StatementEvent | SessionEndOrdered | FindingRaised | ObservationEvent
+CommandEvent: TypeAlias = SessionEndOrdered | BackendEndOrdered
+FindingEvent: TypeAlias = FindingRaised | FindingRecurred | FindingAcknowledged | FindingConfirmed | FindingsMuted | FindingsUnmuted
+ObservationEvent: TypeAlias = SessionReaped | GatewayReported | BackendReaped
+WitnessEvent: TypeAlias = (
+    WitnessStarted
+    | WitnessStopped
+    | WitnessReported
+    | WitnessBlinded
+    | WitnessRestored
+    | SessionObserved
+    | SessionUnobserved
+    | StatementObserved
+    | ObservationGap
+)
+Event: TypeAlias = (
+    IdentityEvent | SessionEvent | StatementEvent | CommandEvent | FindingEvent | ObservationEvent | WitnessEvent | RecordRead
+)
 
 
 class Frame(msgspec.Struct, frozen=True, array_like=True):

@@ -14,16 +14,18 @@ from typing import Final, get_args
 import msgspec
 
 from ingest.events import (
+    CommandEvent,
     Event,
-    FindingRaised,
+    FindingEvent,
     Frame,
     IdentityEvent,
     ObservationEvent,
-    SessionEndOrdered,
+    RecordRead,
     SessionEvent,
     Stamp,
     StatementEvent,
     Topic,
+    WitnessEvent,
 )
 from ingest.log import Entry
 
@@ -33,9 +35,11 @@ TOPIC_OF: Final[dict[type, Topic]] = {
     **dict.fromkeys(get_args(IdentityEvent), "identity"),
     **dict.fromkeys(get_args(SessionEvent), "sessions"),
     **dict.fromkeys(get_args(StatementEvent), "statements"),
-    SessionEndOrdered: "commands",
-    FindingRaised: "findings",
+    **dict.fromkeys(get_args(CommandEvent), "commands"),
+    **dict.fromkeys(get_args(FindingEvent), "findings"),
     **dict.fromkeys(get_args(ObservationEvent), "observations"),
+    **dict.fromkeys(get_args(WitnessEvent), "witness"),
+    RecordRead: "looks",
 }
 
 EVENT_OVERHEAD_BYTES: Final = 112  # what the interpreter adds to a waiting event: a bytes, a Raw and a tuple (sys.getsizeof)

@@ -38,7 +38,17 @@ class RecorderSettings:
 Sasl: TypeAlias = Literal["", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
 
 PARTITIONS: Final[Mapping[str, int]] = MappingProxyType(
-    {"identity": 1, "commands": 1, "sessions": 8, "statements": 16, "findings": 4, "observations": 4, "checkpoints": 1}
+    {
+        "identity": 1,
+        "commands": 1,
+        "sessions": 8,
+        "statements": 16,
+        "findings": 4,
+        "observations": 4,
+        "witness": 16,
+        "looks": 1,
+        "checkpoints": 1,
+    }
 )
 """Of each topic in Kafka. Each gateway and worker reads all of `identity` and `commands`: one partition, one order for all."""
 TABLES: Final[Mapping[str, str]] = MappingProxyType({"worker-floors": "sessions", "worker-activity": "statements"})
@@ -60,7 +70,7 @@ class KafkaSettings:
     partitions: Mapping[str, int] = field(default_factory=lambda: PARTITIONS)
     replication: int = 3
     in_sync_min: int = 2  # brokers that have a record before it is acknowledged
-    retention_days: int = 90  # of sessions, statements, findings and observations; the others are kept for ever
+    retention_days: int = 90  # of sessions, statements, findings, observations, witness and looks; the others are kept for ever
     record_bytes_max: int = 2**20  # max.message.bytes of our topics is this and some room; a frame is cut far below it
     linger_ms: float = 5.0
     batch_bytes: int = 128 * 2**10

@@ -124,11 +124,17 @@ KAFKA: Final = (
     _kafka("topic_prefix", "text", "What the names of the topics begin with."),
     _kafka("replication", "brokers", "How many brokers keep a copy of each record."),
     _kafka("in_sync_min", "brokers", "How many of them have a record before it counts as written."),
-    _kafka("retention_days", "days", "How long sessions, statements, findings and observations are kept; the rest is for ever."),
+    _kafka(
+        "retention_days",
+        "days",
+        "How long sessions, statements, findings, observations, witness and looks are kept; the rest is for ever.",
+    ),
     _partitions("sessions"),
     _partitions("statements"),
     _partitions("findings"),
     _partitions("observations"),
+    _partitions("witness"),
+    _partitions("looks"),
 )
 
 CONNECTION: Final = (

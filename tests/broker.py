@@ -413,6 +413,8 @@ PARTITIONS: Final = {
     "statements": 4,
     "findings": 2,
     "observations": 2,
+    "witness": 2,
+    "looks": 1,
     "checkpoints": 1,
 }
 

@@ -75,6 +75,8 @@ sessions_partitions = {kafka.partitions["sessions"]}
 statements_partitions = {kafka.partitions["statements"]}
 findings_partitions = {kafka.partitions["findings"]}
 observations_partitions = {kafka.partitions["observations"]}
+witness_partitions = {kafka.partitions["witness"]}
+looks_partitions = {kafka.partitions["looks"]}
 {secure if kafka.sasl else ""}"""
     )
     return file

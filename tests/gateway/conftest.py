@@ -81,6 +81,8 @@ sessions_partitions = {sessions}
 statements_partitions = {statements}
 findings_partitions = {findings}
 observations_partitions = {observations}
+witness_partitions = {witness}
+looks_partitions = {looks}
 """
 
 

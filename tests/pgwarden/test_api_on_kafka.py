@@ -62,7 +62,7 @@ rules = [{{ schema = "public", tables = ["orders"], operations = ["select"] }}]
 
 def log_sections(settings: KafkaSettings) -> str:
     partitions = "\n".join(
-        f"{topic}_partitions = {settings.partitions[topic]}" for topic in ("sessions", "statements", "findings", "observations")
+        f"{topic}_partitions = {settings.partitions[topic]}" for topic in settings.partitions if topic not in topics.KEPT_FOR_EVER
     )
     return f"""
 [log]
