@@ -62,6 +62,7 @@ from ingest.events import (
     StatementStarted,
     SubjectRevoked,
     WitnessBlinded,
+    WitnessConnected,
     WitnessReported,
     WitnessRestored,
     WitnessStarted,
@@ -359,6 +360,7 @@ def step(state: State, event: Event, writer: str, boot: int, now_us: int) -> tup
             | SessionUnobserved()
             | StatementObserved()
             | ObservationGap()
+            | WitnessConnected()
             | RecordRead()
         ):
             pass

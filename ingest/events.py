@@ -694,6 +694,22 @@ class ObservationGap(_Fact, frozen=True, tag=78):
     reason: str
 
 
+class WitnessConnected(_Fact, frozen=True, tag=79):
+    """A session that the collectors' own process opened: no gateway did, and yet it is nobody's shadow. Told right after its begin.
+
+    What it calls itself (`application_name`) anybody can say; this event only the process that writes the witness's record can.
+    """
+
+    at_us: int
+    witness: str  # the collector that it is for
+    server: str
+    session_id: str
+    backend_pid: int
+    user: str
+    purpose: str  # "canary" | "activity"
+    digest: str  # of the canary's only statement: SHA-256 of its text, 32 hex digits; "" for "activity"
+
+
 # -- looks: who read the record (topic "looks", key = operator) --------------------------------------------------------------------
 
 
@@ -754,6 +770,7 @@ WitnessEvent: TypeAlias = (
     | SessionUnobserved
     | StatementObserved
     | ObservationGap
+    | WitnessConnected
 )
 Event: TypeAlias = (
     IdentityEvent | SessionEvent | StatementEvent | CommandEvent | FindingEvent | ObservationEvent | WitnessEvent | RecordRead
