@@ -27,6 +27,8 @@ CLASSES: list[type[msgspec.Struct]] = list(get_args(Event))
 def specimen(kind: Any, name: str, salt: int) -> Any:
     """A value of this type, another one for every field."""
     origin = typing.get_origin(kind)
+    if origin is tuple and get_args(kind)[-1] is not Ellipsis:
+        return tuple(specimen(part, name, salt + n) for n, part in enumerate(get_args(kind)))
     if origin is tuple:
         return (specimen(get_args(kind)[0], name, salt), specimen(get_args(kind)[0], name + "'", salt + 1))
     if origin is typing.Literal:
@@ -37,6 +39,8 @@ def specimen(kind: Any, name: str, salt: int) -> Any:
         return True
     if kind is int:
         return [0, 127, 65_536, 1_763_800_000_000_000 + salt][salt % 4]
+    if kind is float:
+        return salt + 0.5
     if kind is str:
         return f"{name} ä{salt}"
     if issubclass(kind, msgspec.Struct):
