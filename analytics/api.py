@@ -13,6 +13,7 @@ from fastapi import APIRouter, HTTPException, Request, Response
 from pydantic import BaseModel, ConfigDict
 
 from analytics.guarded_sql import GuardedSql, SqlAnswer, SqlRefusal
+from analytics.inspector import InspectionStatus
 from analytics.queries import Answer, Queries, QuestionFailed, QuestionInvalid, described
 from analytics.runner import Lag
 from analytics.snapshots import Snapshots
@@ -41,6 +42,7 @@ def router(
     authenticate: Authenticate,
     statuses: GatewayStatuses,
     lag: Callable[[], Lag],
+    inspections: Callable[[], Sequence[InspectionStatus]] = tuple,
 ) -> APIRouter:
     """The answers. Each call is authenticated before anything else of it is looked at."""
     routes = APIRouter(prefix="/v1", route_class=guarded(authenticate))
@@ -65,7 +67,7 @@ def router(
 
     @routes.get("/health", summary="Whether all is recorded, enforced and projected")
     async def health() -> Response:
-        return _json(await _health(queries, gateways, lag()))
+        return _json(await _health(queries, gateways, lag(), inspections()))
 
     @routes.get("/agents", summary="Agents: state, last seen, live sessions, the last 24 hours")
     async def agents(request: Request) -> Response:
@@ -205,7 +207,7 @@ class _Gateways:
         return {**session, "state": state} if state else session
 
 
-async def _health(queries: Queries, gateways: _Gateways, lag: Lag) -> dict[str, object]:
+async def _health(queries: Queries, gateways: _Gateways, lag: Lag, inspections: Sequence[InspectionStatus]) -> dict[str, object]:
     known = await gateways.known()
     problems: list[str] = []
     logs: list[Mapping[str, object]] = []
@@ -238,6 +240,7 @@ async def _health(queries: Queries, gateways: _Gateways, lag: Lag) -> dict[str, 
         problems.append(f"the tables are {lag.seconds:.0f} s behind the log")
     if lag.enforcement_error:
         problems.append(f"enforcement stands still: {lag.enforcement_error}")
+    problems += [f"inspection {each.name} stands still: {each.error}" for each in inspections if each.error]
     gaps: int | None = None
     try:
         found = await queries.ask("recording_gaps", {"limit": 1000})
@@ -261,6 +264,16 @@ async def _health(queries: Queries, gateways: _Gateways, lag: Lag) -> dict[str, 
             "live_sessions": lag.live_sessions,
             "error": lag.enforcement_error,
         },
+        "inspections": [
+            {
+                "inspection": each.name,
+                "lag_records": each.records,
+                "current": each.current,
+                "recorded": each.recorded,
+                "error": each.error,
+            }
+            for each in inspections
+        ],
     }
 
 

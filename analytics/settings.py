@@ -28,6 +28,12 @@ class AnalyticsSettings:
     tick_interval_ms: int = 100  # expiries are found this late at most
     orders_pending_max: int = 100_000  # one a live session; beyond it the runner stops with an error
 
+    # Inspection: detectors, reconciliation, responses
+    inspection_tick_ms: int = 250  # a shadow session must be told within 2 s
+    inspection_checkpoint_seconds: float = 30.0  # what a crash makes the steps read again
+    inspection_frames_ahead_max: int = 500  # of one topic, read and not handed to a step
+    inspection_ids_max: int = 200_000  # of findings and orders that are known to be recorded
+
     # Named questions
     question_seconds_max: float = 5.0
     questions_at_once: int = 2

@@ -42,6 +42,9 @@ from ingest.events import (
 CONFIG: Final = "config"
 """Asks for and approves the grants of the configuration file. No operator bears this name."""
 
+OURSELVES: Final = "pgwarden"
+"""Gives the commands that answer a finding. No operator bears this name."""
+
 RESERVED: Final[Mapping[str, str]] = {CONFIG: "the configuration file's", "unused": "a path of the API"}
 """Names that no agent can have, and what they are."""
 

@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from analytics import api as analytics_api
 from analytics.guarded_sql import GuardedSql
+from analytics.inspector import Inspector
 from analytics.queries import Queries, QuestionFailed, QuestionInvalid
 from analytics.runner import Runner
 from analytics.settings import AnalyticsSettings
@@ -47,6 +48,7 @@ from ingest.settings import RecorderSettings
 from pgwarden import first_agents
 from pgwarden.config import ApiConfig, Config
 from pgwarden.gateways import Reports
+from pgwarden.inspections import acting, inspections
 from pgwarden.logs import open_log, tables_folder
 from pgwarden.ordering import ordering
 from pgwarden.settings import SOCKET_FILE
@@ -119,9 +121,11 @@ async def _run(config: Config) -> int:
             closing.push_async_callback(guarded_sql.close)
 
             snapshots = Snapshots(store, settings)
+            inspector = Inspector(log, recorder, inspections(config), acting(registrar), settings)
 
             tasks = {
                 loop.create_task(runner.run(), name="runner"),
+                loop.create_task(inspector.run(), name="inspector"),
                 loop.create_task(snapshots.run(), name="snapshots"),
             }
             gateways: analytics_api.GatewayStatuses = _asked_gateway(config)
@@ -132,7 +136,7 @@ async def _run(config: Config) -> int:
                 tasks.add(loop.create_task(reports.run(), name="reports"))
                 tasks.add(loop.create_task(alone(log, boot, read), name="the only API"))
             authenticate = authenticating(config, keys)
-            answers = analytics_api.router(queries, guarded_sql, snapshots, authenticate, gateways, runner.lag)
+            answers = analytics_api.router(queries, guarded_sql, snapshots, authenticate, gateways, runner.lag, inspector.status)
             app = application(registrar, authenticate, (answers,), applied, _agent_of(queries))
             server = _Server(_uvicorn(app))
             # Before the first answer: whoever finds the API up finds the agents of the file registered.

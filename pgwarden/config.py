@@ -703,6 +703,8 @@ class _Reading:
             table.problem("is no name for an operator", _names_remedy("@"))
         elif name == commands.CONFIG:
             table.problem("is a name that the record gives to this file", "write the name of a person or team")
+        elif name == commands.OURSELVES:
+            table.problem("is a name that the record gives to answers to findings", "write the name of a person or team")
         digest = table.text("key_sha256")
         if digest and _SHA256.fullmatch(digest) is None:
             # Not repeated: it may be the key itself.

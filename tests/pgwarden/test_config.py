@@ -361,6 +361,11 @@ WRONG: list[tuple[str, str, str]] = [
     ),
     (
         "[operators.alice]",
+        "[operators.pgwarden] #!",
+        "operators.pgwarden is a name that the record gives to answers to findings; write the name of",
+    ),
+    (
+        "[operators.alice]",
         "[operators.Alice] #!",
         "operators.Alice is no name for an operator; write 1 to 63 of a-z, 0-9, '.', '_', '-', '@'",
     ),

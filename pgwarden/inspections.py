@@ -1,0 +1,35 @@
+"""Which inspection steps the API runs, and how their responses become commands."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from analytics.inspection import Inspection, Respond
+from analytics.inspector import Act
+from identity.commands import OURSELVES, Rejected
+from identity.registrar import Registrar, Unrecorded
+from pgwarden.config import Config
+
+_log: Final = logging.getLogger("pgwarden.api")
+
+
+def inspections(config: Config) -> Sequence[Callable[[], Inspection]]:
+    """Each makes a step that knows nothing yet."""
+    return ()
+
+
+def acting(registrar: Registrar) -> Act:
+    """A response takes the road of an operator's command: decided, recorded, followed by the gateways."""
+
+    async def act(response: Respond) -> bool:
+        outcome = await registrar.carry_out(response.command, response.key, OURSELVES)
+        if isinstance(outcome, Unrecorded):
+            _log.error("a response waits for the log: %s", outcome.reason)
+            return False
+        if isinstance(outcome, Rejected):
+            _log.warning("response %s was not carried out: %s", response.key, outcome.error)
+        return True
+
+    return act
