@@ -135,7 +135,7 @@ class State:
         self._due: list[tuple[int, str]] = []  # a heap: when a session may be due, in whole or in vain
         self._ends: dict[Key, tuple[End, ...]] = {}  # first to last
         self._revoked_sessions: dict[str, End] = {}
-        self._expiries: dict[str, int] = {}  # grant -> its end; those without one are not here
+        self._expiries: dict[str, tuple[int, int]] = {}  # grant -> its end, and its approval; those without an end are not here
         self._identity_at_us = 0
         self.sessions: Mapping[str, LiveSession] = MappingProxyType(self._sessions)
 
@@ -233,7 +233,7 @@ class State:
                 yield from ((live, end) for live in self._of_agent.get(event.agent, {}).values() if event.grant in live.grants)
             case GrantApproved():
                 if event.expires_at_us and event.grant not in self._expiries:
-                    self._expiries[event.grant] = event.expires_at_us
+                    self._expiries[event.grant] = (event.expires_at_us, event.at_us)
                     for live in self._of_agent.get(event.agent, {}).values():
                         if event.grant in live.grants:
                             self._schedule(live)
@@ -283,8 +283,11 @@ class State:
             heapq.heappush(self._due, due)
 
     def first(self, live: LiveSession, end: End, now_us: int) -> End:
-        """`end`, unless the session's time was over before that."""
-        expiry = self._expiry(live)
+        """`end`, unless the session's time was over before that, by what was approved before that.
+
+        What was approved later may or may not have been read here.
+        """
+        expiry = self._expiry(live, end.at_us)
         return expiry if expiry is not None and expiry.at_us < min(end.at_us, now_us + 1) else end
 
     def order(self, live: LiveSession) -> bool:
@@ -295,15 +298,17 @@ class State:
         return True
 
     def _schedule(self, live: LiveSession) -> None:
-        due_us = min([live.expires_at_us or FOR_EVER_US, *self._grant_ends(live).values()])
+        due_us = min([live.expires_at_us or FOR_EVER_US, *self._grant_ends(live, FOR_EVER_US).values()])
         if due_us < FOR_EVER_US and live.session not in self._ordered:
             heapq.heappush(self._due, (due_us, live.session))
 
-    def _grant_ends(self, live: LiveSession) -> dict[str, int]:
-        return {grant: self._expiries[grant] for grant in live.grants if grant in self._expiries}
+    def _grant_ends(self, live: LiveSession, before_us: int) -> dict[str, int]:
+        """Of those grants that were approved before."""
+        known = ((grant, self._expiries[grant]) for grant in live.grants if grant in self._expiries)
+        return {grant: end_us for grant, (end_us, approved_us) in known if approved_us < before_us}
 
-    def _expiry(self, live: LiveSession) -> End | None:
-        of_grants = self._grant_ends(live)
+    def _expiry(self, live: LiveSession, before_us: int = FOR_EVER_US) -> End | None:
+        of_grants = self._grant_ends(live, before_us)
         due_us = min([live.expires_at_us or FOR_EVER_US, *of_grants.values()])
         if due_us == FOR_EVER_US:
             return None
