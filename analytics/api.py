@@ -18,6 +18,7 @@ from analytics.queries import Answer, Queries, QuestionFailed, QuestionInvalid, 
 from analytics.runner import Lag
 from analytics.snapshots import Snapshots
 from identity.api import Authenticate, guarded, operator_of
+from identity.roles import needs
 
 GatewayStatuses: TypeAlias = Callable[[], Awaitable[Sequence[Mapping[str, object]]]]
 """What each gateway says of itself; `{"gateway": id, "reachable": false, "reason": ...}` for one that says nothing."""
@@ -66,32 +67,39 @@ def router(
         return items[0]
 
     @routes.get("/health", summary="Whether all is recorded, enforced and projected")
+    @needs("viewer", look=False)
     async def health() -> Response:
         return _json(await _health(queries, gateways, lag(), inspections()))
 
     @routes.get("/agents", summary="Agents: state, last seen, live sessions, the last 24 hours")
+    @needs("viewer")
     async def agents(request: Request) -> Response:
         return _page(await ask(request, "agents"))
 
     @routes.get("/agents/unused", summary="Agents never seen, or not for so many days")
+    @needs("viewer")
     async def unused_agents(request: Request) -> Response:
         return _page(await ask(request, "unused_agents"))
 
     @routes.get("/agents/{agent}", summary="One agent, and its grants")
+    @needs("viewer")
     async def agent(request: Request, agent: str) -> Response:
         found = await one(request, "agents", f"there is no agent {agent[:100]!r}", agent=agent)
         grants = await ask(request, "grants", agent=agent)
         return _json({**found, "grants": grants.items})
 
     @routes.get("/grants", summary="Grants: scope, reason, approver, state")
+    @needs("viewer")
     async def grants(request: Request) -> Response:
         return _page(await ask(request, "grants"))
 
     @routes.get("/revocations", summary="What is revoked now: agents, subjects, groups, sessions, everything")
+    @needs("viewer")
     async def revocations(request: Request) -> Response:
         return _page(await ask(request, "revocations"))
 
     @routes.get("/sessions", summary="Sessions, newest first; live=true for those that are open")
+    @needs("viewer")
     async def sessions(request: Request) -> Response:
         live = request.query_params.get("live", "")
         if live not in ("", "true", "false"):
@@ -101,40 +109,49 @@ def router(
         return _page(Answer([await gateways.with_state(item) for item in answer.items], answer.next))
 
     @routes.get("/sessions/{session}", summary="One session")
+    @needs("viewer")
     async def session(request: Request, session: str) -> Response:
         found = await one(request, "sessions", f"there is no session {session[:100]!r}", session=session)
         return _json(await gateways.with_state(found))
 
     @routes.get("/sessions/{session}/timeline", summary="One session from its opening to its end")
+    @needs("viewer")
     async def timeline(request: Request, session: str) -> Response:
         return _page(await ask(request, "timeline", session=session))
 
     @routes.get("/statements", summary="Executions, newest first")
+    @needs("viewer")
     async def statements(request: Request) -> Response:
         return _page(await ask(request, "statements"))
 
     @routes.get("/statements/{session}/{execution}", summary="One execution, with the whole text")
+    @needs("viewer")
     async def statement(request: Request, session: str, execution: str) -> Response:
         missing = f"there is no execution {execution[:20]} in session {session[:100]!r}"
         return _json(await one(request, "statement", missing, session=session, execution=execution))
 
     @routes.get("/rates", summary="Per minute and agent: statements, denied, errors, rows")
+    @needs("viewer")
     async def rates(request: Request) -> Response:
         return _page(await ask(request, "rates"))
 
     @routes.get("/findings", summary="What the detectors raised")
+    @needs("viewer")
     async def findings(request: Request) -> Response:
         return _page(await ask(request, "findings"))
 
     @routes.get("/questions", summary="The questions that have a name, and what each takes")
+    @needs("viewer", look=False)
     async def questions() -> Response:
         return _json({"items": described(), "next": None})
 
     @routes.get("/questions/{name}", summary="The answer to a question")
+    @needs("viewer")
     async def question(request: Request, name: str) -> Response:
         return _page(await ask(request, name))
 
     @routes.post("/sql", summary="One SELECT on a copy of the tables")
+    @needs("viewer", look=True)
     async def sql(request: Request, body: SqlBody) -> Response:
         answer = await guarded_sql.run(body.sql, operator_of(request).id)
         match answer:
@@ -144,6 +161,7 @@ def router(
                 raise HTTPException(_STATUS_OF[answer.kind], answer.reason)
 
     @routes.post("/snapshots", summary="A copy of the tables as a file on the API's machine")
+    @needs("administrator", look=True)
     async def snapshot() -> Response:
         try:
             taken = await snapshots.take()

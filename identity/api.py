@@ -22,6 +22,7 @@ from identity.commands import Command, Rejected
 from identity.operators import Operator, Throttled
 from identity.refusal import Refusal
 from identity.registrar import Done, Registrar, Unrecorded
+from identity.roles import Role, allows, needed_by, needs
 from ingest.events import (
     AgentKeyReplaced,
     AgentRegistered,
@@ -80,6 +81,7 @@ _ENDING: Final = (
 """Takes something away. The answer says whether every gateway knows."""
 
 _STATUS_OF: Final = {"invalid": 422, "missing": 404, "forbidden": 403, "conflict": 409}
+ROLE_IN_OPENAPI: Final = "x-pgwarden-role"  # of each route, for programs that read what the API says of itself
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _JSON: Final = re.compile(r"application/json\s*(;.*)?", re.IGNORECASE)
 _log: Final = logging.getLogger(__name__)
@@ -198,48 +200,59 @@ def router(registrar: Registrar, authenticate: Authenticate, applied: Applied, a
                 assert_never(outcome)
 
     @routes.post("/agents", status_code=201, summary="Register an agent")
+    @needs("administrator")
     async def register(request: Request, body: AgentBody, idempotency_key: IdempotencyKey = "") -> Response:
         command = commands.RegisterAgent(body.agent, body.description, body.owner, body.issuer, body.client, body.subject, body.key)
         return await answered(request, command, idempotency_key, 201)
 
     @routes.post("/agents/{agent}/key", status_code=201, summary="Give an agent a new key; the old one opens nothing any more")
+    @needs("administrator")
     async def replace_key(request: Request, agent: str, idempotency_key: IdempotencyKey = "") -> Response:
         return await answered(request, commands.ReplaceKey(agent), idempotency_key, 201)
 
     @routes.post("/agents/{agent}/revoke", summary="Stop an agent now: its sessions end, and it can open none")
+    @needs("responder")
     async def revoke(request: Request, agent: str, body: ReasonBody, idempotency_key: IdempotencyKey = "") -> Response:
         return await answered(request, commands.RevokeAgent(agent, body.reason), idempotency_key, 200)
 
     @routes.post("/agents/{agent}/reinstate", summary="Take a revocation back")
+    @needs("responder")
     async def reinstate(request: Request, agent: str, body: ReinstateBody, idempotency_key: IdempotencyKey = "") -> Response:
         return await answered(request, commands.ReinstateAgent(agent, body.reason), idempotency_key, 200)
 
     @routes.post("/agents/{agent}/retire", summary="Offboard an agent for good")
+    @needs("administrator")
     async def retire(request: Request, agent: str, body: ReasonBody, idempotency_key: IdempotencyKey = "") -> Response:
         return await answered(request, commands.RetireAgent(agent, body.reason), idempotency_key, 200)
 
     @routes.post("/grants", status_code=201, summary="Ask for a grant")
+    @needs("administrator")
     async def request_grant(request: Request, body: GrantBody, idempotency_key: IdempotencyKey = "") -> Response:
         command = commands.RequestGrant(body.agent, _scope(body.scope), body.seconds, body.reason)
         return await answered(request, command, idempotency_key, 201)
 
     @routes.post("/grants/{grant}/approve", summary="Approve a grant that somebody else asked for")
+    @needs("administrator")
     async def approve(request: Request, grant: str, idempotency_key: IdempotencyKey = "") -> Response:
         return await answered(request, commands.ApproveGrant(grant), idempotency_key, 200)
 
     @routes.post("/grants/{grant}/deny", summary="Deny a grant that somebody else asked for")
+    @needs("administrator")
     async def deny(request: Request, grant: str, body: ReasonBody, idempotency_key: IdempotencyKey = "") -> Response:
         return await answered(request, commands.DenyGrant(grant, body.reason), idempotency_key, 200)
 
     @routes.post("/grants/{grant}/revoke", summary="Take a grant back: sessions that rest on it end")
+    @needs("responder")
     async def revoke_grant(request: Request, grant: str, body: ReasonBody, idempotency_key: IdempotencyKey = "") -> Response:
         return await answered(request, commands.RevokeGrant(grant, body.reason), idempotency_key, 200)
 
     @routes.post("/grants/{grant}/narrow", summary="Leave a grant only a part of what it allows, in open sessions too")
+    @needs("responder")
     async def narrow(request: Request, grant: str, body: NarrowBody, idempotency_key: IdempotencyKey = "") -> Response:
         return await answered(request, commands.NarrowGrant(grant, _scope(body.scope), body.reason), idempotency_key, 200)
 
     @routes.post("/sessions/{session}/revoke", summary="End one session; its agent may open another")
+    @needs("responder")
     async def revoke_session(request: Request, session: str, body: SessionBody, idempotency_key: IdempotencyKey = "") -> Response:
         agent = await agent_of(session)
         if agent and body.agent and agent != body.agent:
@@ -250,26 +263,32 @@ def router(registrar: Registrar, authenticate: Authenticate, applied: Applied, a
         return await answered(request, commands.RevokeSession(session, agent or body.agent, body.reason), idempotency_key, 200)
 
     @routes.post("/subjects/revoke", summary="Stop whoever acts as this subject of an issuer, or on behalf of it")
+    @needs("responder")
     async def revoke_subject(request: Request, body: SubjectBody, idempotency_key: IdempotencyKey = "") -> Response:
         return await answered(request, commands.RevokeSubject(body.issuer, body.subject, body.reason), idempotency_key, 200)
 
     @routes.post("/subjects/reinstate", summary="Take the revocation of a subject back")
+    @needs("responder")
     async def reinstate_subject(request: Request, body: ReinstateSubjectBody, idempotency_key: IdempotencyKey = "") -> Response:
         return await answered(request, commands.ReinstateSubject(body.issuer, body.subject, body.reason), idempotency_key, 200)
 
     @routes.post("/groups/revoke", summary="Stop whoever acts with a token that names this group of an issuer")
+    @needs("responder")
     async def revoke_group(request: Request, body: GroupBody, idempotency_key: IdempotencyKey = "") -> Response:
         return await answered(request, commands.RevokeGroup(body.issuer, body.group, body.reason), idempotency_key, 200)
 
     @routes.post("/groups/reinstate", summary="Take the revocation of a group back")
+    @needs("responder")
     async def reinstate_group(request: Request, body: ReinstateGroupBody, idempotency_key: IdempotencyKey = "") -> Response:
         return await answered(request, commands.ReinstateGroup(body.issuer, body.group, body.reason), idempotency_key, 200)
 
     @routes.post("/all/revoke", summary="Stop everything: every session ends, and none is opened")
+    @needs("administrator")
     async def revoke_all(request: Request, body: ReasonBody, idempotency_key: IdempotencyKey = "") -> Response:
         return await answered(request, commands.RevokeAll(body.reason), idempotency_key, 200)
 
     @routes.post("/all/reinstate", summary="Let those act again who are not revoked one by one")
+    @needs("administrator")
     async def reinstate_all(request: Request, body: ReinstateBody, idempotency_key: IdempotencyKey = "") -> Response:
         return await answered(request, commands.ReinstateAll(body.reason), idempotency_key, 200)
 
@@ -289,10 +308,13 @@ async def _waiting_for(applied: Applied, at_us: int) -> Sequence[str]:
 
 
 def guarded(authenticate: Authenticate) -> type[APIRoute]:
-    """A route that knows its operator before it looks at anything else, and whose errors are `{"error": one sentence}`."""
+    """A route that knows its operator, and whether their role allows it, before it looks at anything else, and whose errors are
+    `{"error": one sentence}`. Its function says `@needs(role)`; without that it is shut to everybody."""
 
     class Guarded(APIRoute):
         def get_route_handler(self) -> Callable[[Request], Coroutine[None, None, Response]]:
+            needed = needed_by(self.endpoint)
+            self.openapi_extra = {**(self.openapi_extra or {}), ROLE_IN_OPENAPI: needed}
             handle = super().get_route_handler()
 
             async def guard(request: Request) -> Response:
@@ -301,6 +323,9 @@ def guarded(authenticate: Authenticate) -> type[APIRoute]:
                 if isinstance(operator, Refusal):
                     _log.warning("%s %s refused to %s: %s", request.method, self.path, peer, operator.reason)
                     return _unauthenticated(operator)
+                if needed is None or not allows(operator.role, needed):
+                    _log.warning("%s %s refused to %s, a %s", request.method, self.path, operator.id, operator.role)
+                    return _error(403, _forbidden(operator.role, needed))
                 request.state.operator = operator
                 if _has_body(request) and _JSON.fullmatch(request.headers.get("content-type", "")) is None:
                     return _error(415, "Send the body as JSON, with Content-Type: application/json.")
@@ -314,6 +339,12 @@ def guarded(authenticate: Authenticate) -> type[APIRoute]:
             return guard
 
     return Guarded
+
+
+def _forbidden(role: Role, needed: Role | None) -> str:
+    if needed is None:
+        return "No role may call this route: it declares none, which is a mistake in pgwarden."
+    return f"This wants the role {needed}, and yours is {role}: ask an administrator, or sign in as somebody who has it."
 
 
 def _limited(request: Request) -> Receive:

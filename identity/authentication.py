@@ -25,7 +25,7 @@ async def principal(
 async def operator(
     token: str, rows: Iterable[IssuerRules], cache: JwksCache, now_us: int, certificate_sha256: bytes = b""
 ) -> OperatorClaims | Refusal:
-    people = [row for row in rows if row.operator_groups]
+    people = [row for row in rows if row.groups_of_role()]
     return await _first(token, people, cache, now_us, certificate_sha256, claims.operator)
 
 

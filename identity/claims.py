@@ -12,6 +12,7 @@ from typing import Final, TypeAlias
 
 from identity.principal import LABEL_CHARACTERS_MAX, MINT, Principal
 from identity.refusal import Refusal
+from identity.roles import Role, widest
 from identity.settings import IssuerRules, Path
 from identity.strict_json import Json, Object
 from identity.tokens import IDENTIFIER_CHARACTERS_MAX, SignedClaims, at, shown
@@ -36,6 +37,7 @@ class OperatorClaims:
     issuer: str
     groups: tuple[str, ...]
     expires_at_us: int
+    role: Role
     mint: InitVar[object]
 
     def __post_init__(self, mint: object) -> None:
@@ -100,7 +102,8 @@ def principal(signed: SignedClaims, rules: IssuerRules, agent_of: AgentOf) -> Pr
 def operator(signed: SignedClaims, rules: IssuerRules) -> OperatorClaims | Refusal:
     """The person behind a token, if a person, and not an agent for her, presents it, and she is in a group of operators."""
     claims = _of(signed, rules)
-    if not rules.operator_groups:
+    groups_of_role = rules.groups_of_role()
+    if not groups_of_role:
         return Refusal(f"issuer {rules.name} names no operator groups")
     subject = _text(claims, ("sub",))
     if isinstance(subject, Refusal):
@@ -118,7 +121,8 @@ def operator(signed: SignedClaims, rules: IssuerRules) -> OperatorClaims | Refus
         return Refusal(f"client {shown(client)} is not one that operators use")
     if rules.workload or _own_account(claims, rules, subject, client):
         return Refusal("this is a client's own account, not a person's")
-    if not set(groups) & set(rules.operator_groups):
+    role = widest(role for role, some in groups_of_role.items() if not some.isdisjoint(groups))
+    if role is None:
         return Refusal(f"{shown(subject)} is in no group of operators")
     said = [claims.get(claim) for claim in ("preferred_username", "name")]
     names = [text for text in said if isinstance(text, str) and 0 < len(text) <= LABEL_CHARACTERS_MAX and text.isprintable()]
@@ -129,6 +133,7 @@ def operator(signed: SignedClaims, rules: IssuerRules) -> OperatorClaims | Refus
         issuer=rules.issuer,
         groups=groups,
         expires_at_us=signed.expires_at_us,
+        role=role,
         mint=_OPERATOR_MINT,
     )
 

@@ -12,6 +12,7 @@ from typing import Final, Literal, TypeAlias
 from identity.agent_keys import is_operator_key, operator_key_sha256
 from identity.claims import OperatorClaims
 from identity.refusal import Refusal
+from identity.roles import Role
 
 HEADER_CHARACTERS_MAX: Final = 16_384 + len("Bearer ")  # the longest token that any row may allow
 
@@ -30,6 +31,16 @@ class Operator:
     id: str  # the name of a key's holder, or `<issuer's row>:<sub>`
     name: str  # to be shown, never compared
     method: Literal["key", "token"]
+    role: Role
+    issuer: str  # the URL of who signed the token; "" with a key
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Of an operator key, as the configuration knows them."""
+
+    key_sha256: str  # 64 lower-case hex digits
+    role: Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +55,10 @@ ProveToken: TypeAlias = Callable[[str, int], Awaitable[OperatorClaims | Refusal]
 
 
 class Operators:
-    """`key_sha256_of` holds the hash of each operator's key by the operator's name. One a process, on one event loop."""
+    """`holders` are those of keys, by their names. One a process, on one event loop."""
 
-    def __init__(self, key_sha256_of: Mapping[str, str], prove_token: ProveToken, settings: Settings = Settings()) -> None:
-        self._keys = tuple((name, bytes.fromhex(hexadecimal)) for name, hexadecimal in key_sha256_of.items())
+    def __init__(self, holders: Mapping[str, Holder], prove_token: ProveToken, settings: Settings = Settings()) -> None:
+        self._keys = tuple((name, bytes.fromhex(holder.key_sha256), holder.role) for name, holder in holders.items())
         self._prove_token = prove_token
         self._settings = settings
         self._failures: OrderedDict[str, tuple[float, int]] = OrderedDict()  # peer -> (tokens left, when that was)
@@ -69,13 +80,13 @@ class Operators:
         person = await self._prove_token(credential, now_us)
         if isinstance(person, Refusal):
             return self._failed(peer, now_us, person.reason)
-        return Operator(person.id, person.name, "token")
+        return Operator(person.id, person.name, "token", person.role, person.issuer)
 
     def _holder(self, key: str) -> Operator | None:
         digest = bytes.fromhex(operator_key_sha256(key))
         # All of them are compared, each in constant time: the time tells neither whose key it was nor how near it came.
-        holders = [name for name, known in self._keys if hmac.compare_digest(known, digest)]
-        return Operator(holders[0], holders[0], "key") if holders else None
+        holders = [(name, role) for name, known, role in self._keys if hmac.compare_digest(known, digest)]
+        return Operator(holders[0][0], holders[0][0], "key", holders[0][1], "") if holders else None
 
     def _failed(self, peer: str, now_us: int, reason: str) -> Refusal:
         left = self._left(peer, now_us)

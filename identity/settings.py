@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields
 from typing import Final, Literal, TypeAlias
 from urllib.parse import urlsplit
 
+from identity.roles import Role
+
 Path: TypeAlias = tuple[str, ...]
 """Keys from the outside in. Never a dotted string: `kubernetes.io` and `https://sts.amazonaws.com/` are one key each."""
 
@@ -90,13 +92,24 @@ class IssuerRules:
     task: Path = ()
 
     # People
-    operator_groups: tuple[str, ...] = ()  # a person in one of these is an operator
+    operator_groups: tuple[str, ...] = ()  # a person in one of these is an administrator
+    responder_groups: tuple[str, ...] = ()  # a responder; who is in several groups has the widest role
+    viewer_groups: tuple[str, ...] = ()
     operator_clients: tuple[str, ...] = ()  # and came through one of these clients, which are no agents
 
     def __post_init__(self) -> None:
         wrong = _contradictions(self)
         if wrong:
             raise RulesInvalid(self.name, tuple(wrong))
+
+    def groups_of_role(self) -> Mapping[Role, frozenset[str]]:
+        """Empty where nobody of this issuer is an operator."""
+        groups: dict[Role, tuple[str, ...]] = {
+            "viewer": self.viewer_groups,
+            "responder": self.responder_groups,
+            "administrator": self.operator_groups,
+        }
+        return {role: frozenset(names) for role, names in groups.items() if names}
 
 
 def rules(name: str, table: Mapping[str, object]) -> IssuerRules | tuple[str, ...]:
@@ -215,9 +228,11 @@ def _contradictions(row: IssuerRules) -> list[str]:
         wrong.append(f"token_bytes_max: at most {TOKEN_BYTES_MAX}")
     if row.without_act not in ("refuse", "actor"):
         wrong.append('without_act: write "refuse" or "actor"')
-    if row.operator_groups and not row.operator_clients:
+    if row.groups_of_role() and not row.operator_clients:
         # After a Keycloak exchange an agent holds a token that looks like the person's own, her groups with it.
-        wrong.append("operator_clients: with operator_groups, name the clients that people use, so that no agent passes for one")
+        wrong.append(
+            "operator_clients: with groups of operators, name the clients that people use, so that no agent passes for one"
+        )
     if row.jwks and row.jwks_uri:
         wrong.append("jwks_uri: leave it out where jwks is given")
     if not row.jwks:

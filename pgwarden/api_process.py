@@ -29,14 +29,15 @@ from analytics.snapshots import Snapshots
 from analytics.store import Store, TablesBusy
 from identity import api as identity_api
 from identity import authentication
-from identity.api import AgentOf, Applied, Authenticate, guarded
+from identity.api import AgentOf, Applied, Authenticate, guarded, operator_of
 from identity.claims import OperatorClaims
 from identity.commands import Known
 from identity.keys import JwksCache
-from identity.operators import Operator, Operators
+from identity.operators import Holder, Operator, Operators
 from identity.refusal import Refusal
 from identity.registrar import Registrar, Unrecorded
 from identity.registry import Registry
+from identity.roles import MAY, needs
 from identity.settings import loopback
 from ingest.clock import now_us
 from ingest.events import IdentityEvent
@@ -230,7 +231,8 @@ def authenticating(config: Config, keys: JwksCache) -> Authenticate:
     async def person(token: str, now_us: int) -> OperatorClaims | Refusal:
         return await authentication.operator(token, rows, keys, now_us)
 
-    operators = Operators({name: operator.key_sha256 for name, operator in config.operators.items()}, person)
+    holders = {name: Holder(operator.key_sha256, operator.role) for name, operator in config.operators.items()}
+    operators = Operators(holders, person)
 
     async def authenticate(authorization: str, peer: str) -> Operator | Refusal:
         return await operators.authenticate(authorization, peer, now_us())
@@ -297,8 +299,16 @@ def application(
     described = APIRouter(prefix="/v1", route_class=guarded(authenticate))
 
     @described.get("/openapi.json", summary="This API, described for programs")
+    @needs("viewer", look=False)
     async def openapi() -> JSONResponse:
         return JSONResponse(app.openapi())
+
+    @described.get("/me", summary="Who calls, and what they may do")
+    @needs("viewer", look=False)
+    async def me(request: Request) -> JSONResponse:
+        caller = operator_of(request)
+        answer = {"operator": caller.id, "name": caller.name, "role": caller.role, "may": MAY[caller.role], "issuer": caller.issuer}
+        return JSONResponse(answer)
 
     app.include_router(described)
 

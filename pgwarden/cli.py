@@ -76,6 +76,12 @@ def parser() -> argparse.ArgumentParser:
     init = _command(commands, "init", "setup:init", "write a commented pgwarden.toml and make an operator key")
     init.add_argument("path", nargs="?", type=Path, default=Path("pgwarden.toml"), metavar="PATH", help="(pgwarden.toml)")
     init.add_argument("--operator", default="", metavar="NAME", help="the operator's name (your login name)")
+    init.add_argument(
+        "--role",
+        default="administrator",
+        choices=("viewer", "responder", "administrator"),
+        help="what the operator may do (administrator)",
+    )
 
     verify = _command(commands, "verify-config", "setup:verify_config", "check a configuration, and report everything wrong in it")
     _config(verify)

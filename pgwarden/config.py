@@ -15,6 +15,7 @@ from typing import Final, Literal, TypeAlias, cast, get_args
 
 from identity import agent_keys, commands
 from identity.refusal import Refusal
+from identity.roles import ROLES, Role
 from identity.scope import OPERATIONS
 from identity.settings import IssuerRules, loopback
 from identity.settings import rules as issuer_rules
@@ -115,6 +116,7 @@ class AgentConfig:
 class OperatorConfig:
     name: str
     key_sha256: str  # 64 lower-case hex digits
+    role: Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +204,7 @@ class _Reading:
         file.finish()
         if not connections:
             self.report.warning((), "there is no [connections.NAME]: agents can reach no database", "write one for each database")
-        if not operators and not any(rules.operator_groups for rules in issuers.values()):
+        if not operators and not any(rules.groups_of_role() for rules in issuers.values()):
             remedy = 'write [operators.NAME] with key_sha256, which "pgwarden init" makes'
             self.report.warning((), "there is no [operators.NAME]: nobody can approve a grant or revoke an agent", remedy)
         return Config(
@@ -710,8 +712,9 @@ class _Reading:
             # Not repeated: it may be the key itself.
             remedy = 'write the 64 lower-case hex digits that "pgwarden init" prints, not the key'
             table.problem("is no SHA-256", remedy, "key_sha256")
+        role = cast(Role, table.choice("role", ROLES))
         table.finish()
-        return OperatorConfig(name, digest)
+        return OperatorConfig(name, digest, role)
 
     def one_operator_a_key(self, file: Table, operators: Mapping[str, OperatorConfig]) -> None:
         seen: dict[str, str] = {}

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from identity import agent_keys
+from identity.roles import Role
 from pgwarden import settings
 
 TEMPLATE = """\
@@ -80,14 +81,15 @@ search_path = ["public"]
 #reason = "the daily report reads orders"
 #rules = [{{ schema = "public", tables = ["orders"], operations = ["select"] }}]
 
-# Who may approve and revoke. The SHA-256 of a key that was shown when this file was written; another is made by
-# running pgwarden init with another path.
+# Who may do what: a viewer reads, a responder also revokes, an administrator also approves and registers. The SHA-256 is of a key
+# that was shown when this file was written; another is made by running pgwarden init with another path.
 [operators.{operator}]
 key_sha256 = "{key_sha256}"
+role = "{role}"
 """
 
 
-def write(path: Path, operator: str) -> str:
+def write(path: Path, operator: str, role: Role) -> str:
     """Write the file with mode 0600, and return the operator's key, which is kept nowhere.
 
     Raises:
@@ -97,7 +99,7 @@ def write(path: Path, operator: str) -> str:
     key, key_sha256 = agent_keys.create_operator_key()
     # The samples' agents hold keys and grants: their record must not become the one of somebody's own database.
     state = ".pgwarden-own" if (path.parent / ".pgwarden" / settings.SAMPLES_FILE).exists() else ".pgwarden"
-    text = TEMPLATE.format(name=path.name, state=state, operator=_bare(operator), key_sha256=key_sha256)
+    text = TEMPLATE.format(name=path.name, state=state, operator=_bare(operator), key_sha256=key_sha256, role=role)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         os.fchmod(file.fileno(), 0o600)  # a umask may have taken more away

@@ -180,7 +180,10 @@ RULE: Final = (
     Setting("operations", None, "list of operations", "Some of `select`, `insert`, `update`, `delete`, `ddl`, `copy`, `call`."),
 )
 
-OPERATOR: Final = (Setting("key_sha256", None, "hex", "The SHA-256 of an operator key, as `pgwarden init` makes it."),)
+OPERATOR: Final = (
+    Setting("key_sha256", None, "hex", "The SHA-256 of an operator key, as `pgwarden init` makes it."),
+    Setting("role", "administrator", "viewer, responder, administrator", "What this operator may do."),
+)
 
 
 ISSUER: Final = (
@@ -216,7 +219,9 @@ ISSUER: Final = (
     _issuer("group_separator", "text", "What splits groups that come as one string; empty takes the string as one group."),
     _issuer("invocation", "claim", "Where the run of the agent is named."),
     _issuer("task", "claim", "Where its task is named."),
-    _issuer("operator_groups", "list of groups", "Groups whose people are operators; they go with `operator_clients`."),
+    _issuer("operator_groups", "list of groups", "Groups whose people are administrators; they go with `operator_clients`."),
+    _issuer("responder_groups", "list of groups", "Groups whose people are responders; they go with `operator_clients`."),
+    _issuer("viewer_groups", "list of groups", "Groups whose people are viewers; they go with `operator_clients`."),
     _issuer("operator_clients", "list of clients", "The clients that operators use, which are no agents."),
 )
 

@@ -26,7 +26,7 @@ def init(arguments: argparse.Namespace) -> int:
         )
     shown = printable(str(path))
     try:
-        key = init_file.write(path, operator)
+        key = init_file.write(path, operator, arguments.role)
     except FileExistsError:
         return _failed(arguments, f"{shown} is there already and was not touched; name another file, or move it away", 1)
     except (OSError, ValueError) as error:
@@ -35,10 +35,15 @@ def init(arguments: argparse.Namespace) -> int:
     open_points = _problems(path)
     if arguments.json:
         points = [_as_json(problem) for problem in open_points]
-        print(json.dumps({"path": str(path), "operator": operator, "operator_key": key, "to_do": points}, indent=2))
+        print(
+            json.dumps(
+                {"path": str(path), "operator": operator, "role": arguments.role, "operator_key": key, "to_do": points}, indent=2
+            )
+        )
         return 0
     print(f"Wrote {shown}.\n")
-    print(f"The operator key of {operator}, shown this once and kept nowhere (the file holds its SHA-256):\n\n    {key}\n")
+    what = f"The operator key of {operator} ({arguments.role})"
+    print(f"{what}, shown this once and kept nowhere (the file holds its SHA-256):\n\n    {key}\n")
     print("Keep it in a password store. Commands take it from PGWARDEN_OPERATOR_KEY, or from --operator-key-file; commands and the")
     print("dashboard also from the file operator.key in the state folder, mode 0600.\n")
     print("Still to do:")

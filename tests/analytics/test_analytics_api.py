@@ -50,7 +50,7 @@ class World:
 
 async def authenticate(authorization: str, peer: str) -> Operator | Refusal:
     if authorization == "Bearer right":
-        return Operator("alice", "alice", "key")
+        return Operator("alice", "alice", "key", "administrator", "")
     return Refusal("no such key")
 
 

@@ -282,4 +282,4 @@ def test_a_row_without_operator_groups_makes_no_operators() -> None:
 
 def test_operator_claims_cannot_be_made_by_hand() -> None:
     with pytest.raises(TypeError, match="made by"):
-        OperatorClaims("a", "a", "a", "a", (), 0, object())
+        OperatorClaims("a", "a", "a", "a", (), 0, "viewer", object())

@@ -22,7 +22,7 @@ from identity.agent_keys import create_operator_key
 from identity.api import BODY_BYTES_MAX, router
 from identity.claims import OperatorClaims
 from identity.commands import Known
-from identity.operators import Operator, Operators
+from identity.operators import Holder, Operator, Operators
 from identity.operators import Settings as OperatorSettings
 from identity.refusal import Refusal
 from identity.registrar import Registrar, Settings
@@ -35,6 +35,12 @@ from ingest.settings import LogSettings, RecorderSettings
 
 ALICE, ALICE_SHA256 = create_operator_key()
 BOB, BOB_SHA256 = create_operator_key()
+VERA, VERA_SHA256 = create_operator_key()
+HOLDERS = {
+    "alice": Holder(ALICE_SHA256, "administrator"),
+    "bob": Holder(BOB_SHA256, "administrator"),
+    "vera": Holder(VERA_SHA256, "viewer"),
+}
 NARROW: dict[str, object] = {
     "connection": "shop",
     "rules": [{"schema": "public", "tables": ["orders"], "operations": ["select"]}],
@@ -143,7 +149,7 @@ async def house(directory: Path, boot: int = 1, settings: Settings = PATIENT, fa
     registrar = Registrar(registry, recorder, known, now_us, settings)
     for event in past:
         registrar.apply(event)  # type: ignore[arg-type]
-    operators = Operators({"alice": ALICE_SHA256, "bob": BOB_SHA256}, no_tokens, OperatorSettings(failures_burst=failures))
+    operators = Operators(HOLDERS, no_tokens, OperatorSettings(failures_burst=failures))
 
     async def authenticate(authorization: str, peer: str) -> Operator | Refusal:
         return await operators.authenticate(authorization, peer, now_us())

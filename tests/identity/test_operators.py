@@ -10,8 +10,9 @@ from identity import authentication
 from identity.agent_keys import create_operator_key
 from identity.claims import OperatorClaims
 from identity.keys import JwksCache
-from identity.operators import Operator, Operators, Settings, Throttled
+from identity.operators import Holder, Operator, Operators, Settings, Throttled
 from identity.refusal import Refusal
+from identity.roles import Role
 from identity.settings import IssuerRules
 from tests.identity import token_shapes
 
@@ -35,12 +36,14 @@ class People:
 
 def operators(people: People | None = None, **limits: float) -> Operators:
     settings = Settings(**limits)  # type: ignore[arg-type]
-    return Operators({"alice": ALICE_SHA256, "bob": BOB_SHA256}, (people or People()).prove, settings)
+    return Operators(
+        {"alice": Holder(ALICE_SHA256, "administrator"), "bob": Holder(BOB_SHA256, "viewer")}, (people or People()).prove, settings
+    )
 
 
-@pytest.mark.parametrize(("key", "name"), [(ALICE, "alice"), (BOB, "bob")], ids=["alice", "bob"])
-async def test_a_key_names_its_holder(key: str, name: str) -> None:
-    assert await operators().authenticate(f"Bearer {key}", PEER, NOW_US) == Operator(name, name, "key")
+@pytest.mark.parametrize(("key", "name", "role"), [(ALICE, "alice", "administrator"), (BOB, "bob", "viewer")])
+async def test_a_key_names_its_holder_and_their_role(key: str, name: str, role: Role) -> None:
+    assert await operators().authenticate(f"Bearer {key}", PEER, NOW_US) == Operator(name, name, "key", role, "")
 
 
 async def test_the_scheme_knows_no_case() -> None:
@@ -87,6 +90,8 @@ ROW = IssuerRules(
     audience="pgwarden",
     jwks=token_shapes.jwks(token_shapes.RSA.jwk()).decode(),
     operator_groups=("/pgwarden/operators",),
+    responder_groups=("/pgwarden/responders",),
+    viewer_groups=("/pgwarden/viewers", "/staff"),
     operator_clients=("console",),
 )
 
@@ -98,7 +103,23 @@ async def prove(token: str, now_us: int) -> OperatorClaims | Refusal:
 async def test_a_person_in_a_group_of_operators_is_named_by_issuer_and_subject() -> None:
     token = token_shapes.signed(token_shapes.rfc9068(sub="f3a1", client_id="console", groups=["/pgwarden/operators"], name="Ada"))
     operator = await Operators({}, prove).authenticate(f"Bearer {token}", PEER, NOW_US)
-    assert operator == Operator("people:f3a1", "Ada", "token")
+    assert operator == Operator("people:f3a1", "Ada", "token", "administrator", "https://idp.example")
+
+
+@pytest.mark.parametrize(
+    ("groups", "role"),
+    [
+        (["/staff"], "viewer"),
+        (["/pgwarden/responders"], "responder"),
+        (["/staff", "/pgwarden/responders", "/pgwarden/viewers"], "responder"),
+        (["/pgwarden/operators", "/staff", "/pgwarden/responders"], "administrator"),
+    ],
+)
+async def test_a_person_in_several_groups_has_the_widest_role_of_them(groups: list[str], role: Role) -> None:
+    token = token_shapes.signed(token_shapes.rfc9068(sub="f3a1", client_id="console", groups=groups))
+    operator = await Operators({}, prove).authenticate(f"Bearer {token}", PEER, NOW_US)
+    assert isinstance(operator, Operator)
+    assert operator.role == role
 
 
 @pytest.mark.parametrize(

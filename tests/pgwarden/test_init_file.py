@@ -34,7 +34,7 @@ def filled(path: Path) -> Path:
 
 def test_the_file_is_private_and_holds_the_keys_hash_only(tmp_path: Path) -> None:
     path = tmp_path / "pgwarden.toml"
-    key = init_file.write(path, "alice")
+    key = init_file.write(path, "alice", "administrator")
     assert agent_keys.is_operator_key(key)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert key not in path.read_text()
@@ -42,10 +42,10 @@ def test_the_file_is_private_and_holds_the_keys_hash_only(tmp_path: Path) -> Non
 
 
 def test_beside_the_samples_it_keeps_its_state_apart(tmp_path: Path) -> None:
-    init_file.write(tmp_path / "first.toml", "alice")
+    init_file.write(tmp_path / "first.toml", "alice", "administrator")
     assert tomllib.loads((tmp_path / "first.toml").read_text())["state"] == ".pgwarden"
     settle(tmp_path / ".pgwarden", None)
-    init_file.write(tmp_path / "second.toml", "alice")
+    init_file.write(tmp_path / "second.toml", "alice", "administrator")
     assert tomllib.loads((tmp_path / "second.toml").read_text())["state"] == ".pgwarden-own"
 
 
@@ -53,7 +53,7 @@ def test_beside_the_samples_it_keeps_its_state_apart(tmp_path: Path) -> None:
 def test_no_umask_changes_its_mode(tmp_path: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
-        init_file.write(tmp_path / "pgwarden.toml", "alice")
+        init_file.write(tmp_path / "pgwarden.toml", "alice", "administrator")
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "pgwarden.toml").stat().st_mode) == 0o600
@@ -64,14 +64,14 @@ def test_nothing_is_ever_overwritten(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
     for name in ("pgwarden.toml", "link"):
         with pytest.raises(FileExistsError):
-            init_file.write(tmp_path / name, "alice")
+            init_file.write(tmp_path / name, "alice", "administrator")
     assert (tmp_path / "pgwarden.toml").read_text() == "mine"
     assert not (tmp_path / "elsewhere").exists()
 
 
 def test_all_that_is_left_to_do_are_the_placeholders_and_the_password(tmp_path: Path) -> None:
     path = tmp_path / "pgwarden.toml"
-    init_file.write(path, "alice")
+    init_file.write(path, "alice", "administrator")
     with pytest.raises(ConfigInvalid) as caught:
         load(path, {})
     lines = path.read_text().splitlines()
@@ -92,7 +92,7 @@ def test_all_that_is_left_to_do_are_the_placeholders_and_the_password(tmp_path: 
 @pytest.mark.parametrize("operator", ["alice", "alice.b@example", "a-b_c"])
 def test_once_filled_in_it_loads_with_the_documented_defaults(tmp_path: Path, operator: str) -> None:
     path = tmp_path / "pgwarden.toml"
-    init_file.write(path, operator)
+    init_file.write(path, operator, "administrator")
     config = load(filled(path), {"SHOP_PASSWORD": "x"})
     assert config.warnings == ()
     assert list(config.operators) == [operator]
@@ -101,7 +101,7 @@ def test_once_filled_in_it_loads_with_the_documented_defaults(tmp_path: Path, op
 
 def test_what_is_commented_out_is_valid_and_shows_the_defaults(tmp_path: Path) -> None:
     path = tmp_path / "pgwarden.toml"
-    init_file.write(path, "alice")
+    init_file.write(path, "alice", "administrator")
     before = load(filled(path), {"SHOP_PASSWORD": "x"})
     path.write_text(re.sub(r"^#(?=[a-z\[])", "", path.read_text(), flags=re.MULTILINE))
     after = load(path, {"SHOP_PASSWORD": "x"})
