@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from analytics.guarded_sql import GuardedSql, SqlAnswer, SqlRefusal
 from analytics.inspector import InspectionStatus
 from analytics.queries import Answer, Queries, QuestionFailed, QuestionInvalid, described
-from analytics.runner import Lag
+from analytics.runner import Lag, Position
 from analytics.snapshots import Snapshots
 from identity.api import Authenticate, guarded, operator_of
 from identity.roles import needs
@@ -44,6 +44,7 @@ def router(
     statuses: GatewayStatuses,
     lag: Callable[[], Lag],
     inspections: Callable[[], Sequence[InspectionStatus]] = tuple,
+    positions: Callable[[], Sequence[Position]] = tuple,
 ) -> APIRouter:
     """The answers. Each call is authenticated before anything else of it is looked at."""
     routes = APIRouter(prefix="/v1", route_class=guarded(authenticate))
@@ -139,6 +140,42 @@ def router(
     @needs("viewer")
     async def findings(request: Request) -> Response:
         return _page(await ask(request, "findings"))
+
+    @routes.get("/coverage", summary="What each collector sees, and how far log and tables are")
+    @needs("viewer")
+    async def coverage(request: Request) -> Response:
+        answer = await ask(request, "coverage")
+        topics = [
+            {
+                "topic": place.topic,
+                "partition": place.partition,
+                "log_offset": place.log_offset,
+                "table_offset": place.table_offset,
+                "behind": max(0, place.log_offset - place.table_offset),
+            }
+            for place in positions()
+        ]
+        return _json({"items": answer.items, "next": answer.next, "topics": topics})
+
+    @routes.get("/coverage/gaps", summary="What collectors did not see: lost, blind, not looking")
+    @needs("viewer")
+    async def coverage_gaps(request: Request) -> Response:
+        return _page(await ask(request, "coverage_gaps"))
+
+    @routes.get("/observations/sessions", summary="Sessions that collectors saw, each with its verdict")
+    @needs("viewer")
+    async def observed_sessions(request: Request) -> Response:
+        return _page(await ask(request, "observed_sessions"))
+
+    @routes.get("/observations/statements", summary="What the database ran in one session, as collectors saw it")
+    @needs("viewer")
+    async def observed_statements(request: Request) -> Response:
+        return _page(await ask(request, "observed_statements"))
+
+    @routes.get("/sources", summary="Connections round the gateway that are meant to be")
+    @needs("viewer")
+    async def sources(request: Request) -> Response:
+        return _page(await ask(request, "sources"))
 
     @routes.get("/questions", summary="The questions that have a name, and what each takes")
     @needs("viewer", look=False)

@@ -24,6 +24,7 @@ from ingest.events import (
     AgentRevoked,
     AllRevoked,
     BackendEndOrdered,
+    BackendOpened,
     BackendReaped,
     Event,
     FindingAcknowledged,
@@ -47,6 +48,7 @@ from ingest.events import (
     SessionClosed,
     SessionDenied,
     SessionEndOrdered,
+    SessionJudged,
     SessionKilled,
     SessionObserved,
     SessionOpened,
@@ -61,6 +63,7 @@ from ingest.events import (
     StatementParameters,
     StatementStarted,
     SubjectRevoked,
+    WatchdogConnected,
     WitnessBlinded,
     WitnessConnected,
     WitnessReported,
@@ -367,6 +370,9 @@ def step(state: State, event: Event, writer: str, boot: int, now_us: int) -> tup
             | ObservationGap()
             | WitnessConnected()
             | RecordRead()
+            | BackendOpened()
+            | WatchdogConnected()
+            | SessionJudged()
         ):
             pass
         case _:

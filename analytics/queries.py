@@ -84,6 +84,11 @@ class Answer:
 
 
 _AGENT: Final = Parameter("agent", "text", "Of this agent alone.", "agent = $agent")
+_SERVER: Final = Parameter("server", "text", "Of this server alone.", "server = $server")
+_WITNESS: Final = Parameter("witness", "text", "Of this collector alone.", "witness = $witness")
+_WITNESS_STATES: Final = ("seeing", "blind", "silent", "starting", "stopped")
+_OBSERVED_SOURCES: Final = ("statement", "nested", "function call", "replication", "audit")
+_VERDICTS: Final = ("audited", "ours", "declared", "shadow", "hijacked", "unexplained", "pending")
 _SINCE: Final = "Not before this time, in microseconds since 1970."
 _UNTIL: Final = "Before this time, in microseconds since 1970."
 _TEXTS: Final = "(session, statement) in (select (session, statement) from texts where $condition)"
@@ -478,6 +483,74 @@ QUESTIONS: Final[Mapping[str, Question]] = {
             ),
             "select * from findings where $where",
             Order((("raised_at", "time"), ("finding", "text"))),
+        ),
+        Question(
+            "coverage",
+            "Each collector: what it sees, whether it sees now, how far its record is complete, its last canary, what it lost.",
+            (_SERVER, _WITNESS, Parameter("state", "text", "In this state alone.", "state = $state", choices=_WITNESS_STATES)),
+            "select * from witnesses where $where",
+            Order((("server", "text"), ("witness", "text")), descending=False),
+        ),
+        Question(
+            "coverage_gaps",
+            "What collectors did not see, newest first: lost observations, blindness, and times in which none looked.",
+            (
+                _SERVER,
+                _WITNESS,
+                Parameter("kind", "text", "Of this kind alone.", "kind = $kind", choices=("lost", "blind", "not looking")),
+                Parameter("session_id", "text", "Of this session of the server alone.", "session_id = $session_id"),
+                Parameter("since_us", "time", _SINCE, "noticed_at >= $since_us"),
+                Parameter("until_us", "time", _UNTIL, "noticed_at < $until_us"),
+            ),
+            "select * from observation_gaps where $where",
+            Order((("noticed_at", "time"), ("witness", "text"), ("server", "text"), ("session_id", "text"), ("kind", "text"))),
+        ),
+        Question(
+            "observed_sessions",
+            "The sessions that collectors saw, newest first: who connected, from where, and what reconciliation made of it.",
+            (
+                _SERVER,
+                Parameter("session_id", "text", "This session of the server alone.", "session_id = $session_id"),
+                Parameter("session", "text", "The gateway's session alone.", "session = $session"),
+                _AGENT,
+                Parameter("user_name", "text", "Of this database role alone.", "user_name = $user_name"),
+                Parameter("source", "text", "Of this declared source alone.", "source = $source"),
+                Parameter("verdict", "text", "With this verdict alone.", "verdict = $verdict", choices=_VERDICTS),
+                Parameter("since_us", "time", _SINCE, "began_at >= $since_us"),
+                Parameter("until_us", "time", _UNTIL, "began_at < $until_us"),
+            ),
+            "select * from observed_sessions where $where",
+            Order((("began_at", "time"), ("server", "text"), ("session_id", "text"))),
+        ),
+        Question(
+            "observed_statements",
+            "What the database ran in one of its sessions, as each collector saw it, newest first.",
+            (
+                Parameter(
+                    "session_id",
+                    "text",
+                    "The session of the server, as collectors name it.",
+                    "session_id = $session_id",
+                    required=True,
+                ),
+                _SERVER,
+                _WITNESS,
+                Parameter("source", "text", "Of this kind alone.", "source = $source", choices=_OBSERVED_SOURCES),
+                Parameter("since_us", "time", _SINCE, "began_at >= $since_us"),
+                Parameter("until_us", "time", _UNTIL, "began_at < $until_us"),
+            ),
+            "select * replace (left(text, $text_max) as text) from observed_statements where $where",
+            Order((("began_at", "time"), ("place", "integer"), ("witness", "text"))),
+        ),
+        Question(
+            "sources",
+            "The declared sources: connections round the gateway that are meant to be, by whom and why.",
+            (
+                Parameter("source", "text", "This one alone.", "source = $source"),
+                Parameter("state", "text", "In this state alone.", "state = $state", choices=("declared", "withdrawn")),
+            ),
+            "select * from sources where $where",
+            Order((("source", "text"),), descending=False),
         ),
     )
 }

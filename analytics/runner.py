@@ -43,6 +43,16 @@ class Lag:
     enforcement_error: str
 
 
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far the tables are with one partition of the log."""
+
+    topic: str
+    partition: int
+    log_offset: int  # of the next record to be written
+    table_offset: int  # of the next record to be read
+
+
 class Runner:
     """One a process, on one loop. It closes neither the log nor the store."""
 
@@ -102,6 +112,12 @@ class Runner:
             projection_error=self._projection_error,
             enforcement_error="; ".join(self._enforcement_errors.values()),
         )
+
+    def positions(self) -> list[Position]:
+        return [
+            Position(topic, partition, end, self._projected.get((topic, partition), 0))
+            for (topic, partition), end in sorted(self._ends().items())
+        ]
 
     async def caught_up(self) -> None:
         """Return once the tables hold all that is in the log now, and enforcement, if it is ours, has weighed it."""

@@ -25,6 +25,8 @@ from ingest.events import (
     SessionOpened,
     SessionReaped,
     SessionRevoked,
+    SourceDeclared,
+    SourceWithdrawn,
 )
 
 GATEWAY_GONE: Final = "gateway gone"
@@ -107,6 +109,8 @@ class LiveSessions:
 
     def identity(self, event: IdentityEvent, now: Moment) -> None:
         self._registry.apply(event)
+        if isinstance(event, SourceDeclared | SourceWithdrawn):
+            return  # of connections round the gateway: no session rests on them
         if isinstance(event, SessionRevoked):
             concerned: Iterable[str] = (event.session,)
         else:

@@ -42,6 +42,8 @@ from ingest.events import (
     Rule,
     Scope,
     SessionRevoked,
+    SourceDeclared,
+    SourceWithdrawn,
     SubjectReinstated,
     SubjectRevoked,
 )
@@ -168,6 +170,17 @@ class NarrowBody(_Body):
     reason: str
 
 
+class SourceBody(_Body):
+    source: str
+    kind: str
+    roles: list[str]
+    reason: str
+    server: str = ""
+    client: str = ""
+    executable: str = ""
+    application_name: str = ""
+
+
 # -- routes ----------------------------------------------------------------------------------------------------------------------
 
 
@@ -291,6 +304,26 @@ def router(registrar: Registrar, authenticate: Authenticate, applied: Applied, a
     @needs("administrator")
     async def reinstate_all(request: Request, body: ReinstateBody, idempotency_key: IdempotencyKey = "") -> Response:
         return await answered(request, commands.ReinstateAll(body.reason), idempotency_key, 200)
+
+    @routes.post("/sources", status_code=201, summary="Declare connections round the gateway that are meant to be")
+    @needs("administrator")
+    async def declare_source(request: Request, body: SourceBody, idempotency_key: IdempotencyKey = "") -> Response:
+        command = commands.DeclareSource(
+            body.source,
+            body.kind,
+            tuple(body.roles),
+            body.reason,
+            body.server,
+            body.client,
+            body.executable,
+            body.application_name,
+        )
+        return await answered(request, command, idempotency_key, 201)
+
+    @routes.post("/sources/{source}/withdraw", summary="Take the declaration of a source back")
+    @needs("administrator")
+    async def withdraw_source(request: Request, source: str, body: ReasonBody, idempotency_key: IdempotencyKey = "") -> Response:
+        return await answered(request, commands.WithdrawSource(source, body.reason), idempotency_key, 200)
 
     return routes
 
@@ -420,6 +453,12 @@ def _answer(event: IdentityEvent, new_key: str) -> Answer:
             return {"issuer": event.issuer, "group": event.group} | _turned(event, isinstance(event, GroupRevoked))
         case AllRevoked() | AllReinstated():
             return _turned(event, isinstance(event, AllRevoked))
+        case SourceDeclared():
+            declared: Answer = {"source": event.source, "kind": event.kind, "state": "declared", "reason": event.reason}
+            return declared | {"declared_at": iso(event.at_us)}
+        case SourceWithdrawn():
+            withdrawn: Answer = {"source": event.source, "state": "withdrawn", "reason": event.reason}
+            return withdrawn | {"withdrawn_at": iso(event.at_us)}
         case _:
             assert_never(event)
 

@@ -16,6 +16,7 @@ from typing import Final, Literal, TypeAlias, assert_never
 
 from identity.registry import Agent, Grant, Registry, Revocation
 from identity.scope import OPERATIONS, beyond
+from identity.sources import KINDS, LOCAL, network
 from ingest.events import (
     AgentKeyReplaced,
     AgentRegistered,
@@ -35,6 +36,8 @@ from ingest.events import (
     Rule,
     Scope,
     SessionRevoked,
+    SourceDeclared,
+    SourceWithdrawn,
     SubjectReinstated,
     SubjectRevoked,
 )
@@ -48,6 +51,7 @@ OURSELVES: Final = "pgwarden"
 RESERVED: Final[Mapping[str, str]] = {CONFIG: "the configuration file's", "unused": "a path of the API"}
 """Names that no agent can have, and what they are."""
 
+SOURCE_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
 AGENT_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")  # also a Postgres user name: NAMEDATALEN - 1 = 63 bytes
 IDEMPOTENCY_KEY: Final = re.compile(r"[!-~]{1,128}")
 
@@ -68,6 +72,8 @@ class Settings:
     grants_per_agent_max: int = 1000  # that are requested or approved; what ended does not count
     agents_max: int = 100_000
     revocations_max: int = 100_000  # subjects and groups that were ever revoked
+    sources_max: int = 1_000  # declared and not withdrawn: each session that a collector sees is held against them
+    source_roles_max: int = 20
     requests_max: int = 100_000  # Idempotency-Keys remembered; the oldest go first
 
 
@@ -185,10 +191,29 @@ class NarrowGrant:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class DeclareSource:
+    source: str
+    kind: str
+    roles: tuple[str, ...]
+    reason: str
+    server: str = ""
+    client: str = ""
+    executable: str = ""
+    application_name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WithdrawSource:
+    source: str
+    reason: str
+
+
+SourceCommand: TypeAlias = DeclareSource | WithdrawSource
 AgentCommand: TypeAlias = RegisterAgent | ReplaceKey | RevokeAgent | ReinstateAgent | RetireAgent
 GrantCommand: TypeAlias = RequestGrant | ApproveGrant | DenyGrant | RevokeGrant | NarrowGrant
 NameCommand: TypeAlias = RevokeSubject | ReinstateSubject | RevokeGroup | ReinstateGroup
-Command: TypeAlias = AgentCommand | GrantCommand | NameCommand | RevokeSession | RevokeAll | ReinstateAll
+Command: TypeAlias = AgentCommand | GrantCommand | NameCommand | SourceCommand | RevokeSession | RevokeAll | ReinstateAll
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,6 +354,10 @@ def decide(
             return _name_command(command, stamp, operator, registry, known, at_us, settings)
         case RevokeAll() | ReinstateAll():
             return _all_command(command, stamp, operator, registry.everything, at_us, settings)
+        case DeclareSource():
+            return _declare_source(command, stamp, operator, registry, at_us, settings)
+        case WithdrawSource():
+            return _withdraw_source(command, stamp, operator, registry, at_us, settings)
         case ApproveGrant() | DenyGrant() | RevokeGrant() | NarrowGrant():
             grant = registry.grants.get(command.grant)
             if grant is None:
@@ -588,6 +617,71 @@ def _all_command(
     if everything is None or not everything.standing:
         return Rejected("conflict", "not everything is revoked; what is revoked one by one is reinstated one by one")
     return Accepted(AllReinstated(at_us, command.reason, operator, stamp))
+
+
+# -- connections round the gateway ---------------------------------------------------------------------------------------------
+
+
+def _declare_source(
+    command: DeclareSource, stamp: str, operator: str, registry: Registry, at_us: int, settings: Settings
+) -> Verdict:
+    problems: list[str] = []
+    if SOURCE_NAME.fullmatch(command.source) is None:
+        problems.append("source: write 1 to 63 of a-z, 0-9, _, . and -, a letter or digit first")
+    if command.kind not in KINDS:
+        problems.append(f"kind: choose of {', '.join(KINDS)}")
+    if not command.roles:
+        problems.append("roles: name the database roles that it logs in as")
+    problems += _names("roles", command.roles, settings.source_roles_max, settings.identifier_bytes_max)
+    if command.client and command.client != LOCAL and network(command.client) is None:
+        problems.append(f"client: {_shown(command.client)} is no address; write 10.0.0.7, 10.0.0.0/24 or {LOCAL}")
+    if command.executable and not command.executable.startswith("/"):
+        problems.append("executable: write the whole path of the program, as a collector shows it")
+    if not (command.client or command.executable):
+        # What only knows the password, and what only calls itself something, is what reconciliation is to find.
+        problems.append("client: say where it connects from (an address, a network, local), or name its executable")
+    for name, value in (
+        ("server", command.server),
+        ("executable", command.executable),
+        ("application_name", command.application_name),
+    ):
+        problems += _text(name, value, settings.name_characters_max, required=False)
+    problems += _text("reason", command.reason, settings.text_characters_max, required=True)
+    if problems:
+        return _invalid("the source", problems)
+    standing = registry.sources.all.get(command.source)
+    if standing is not None and standing.stands:
+        return Rejected("conflict", f"source {command.source} is declared already; withdraw it first, or choose another name")
+    if sum(1 for _ in registry.sources.standing()) >= settings.sources_max:
+        return Rejected("conflict", f"{settings.sources_max} sources are declared, which is the limit; withdraw some")
+    return Accepted(
+        SourceDeclared(
+            at_us=at_us,
+            source=command.source,
+            kind=command.kind,
+            server=command.server,
+            roles=command.roles,
+            client=command.client,
+            executable=command.executable,
+            application_name=command.application_name,
+            reason=command.reason,
+            operator=operator,
+            request=stamp,
+        )
+    )
+
+
+def _withdraw_source(
+    command: WithdrawSource, stamp: str, operator: str, registry: Registry, at_us: int, settings: Settings
+) -> Verdict:
+    if problems := _text("reason", command.reason, settings.text_characters_max, required=True):
+        return _invalid("the call", problems)
+    standing = registry.sources.all.get(command.source)
+    if standing is None:
+        return Rejected("missing", f"there is no source {_shown(command.source)}; GET /v1/sources lists those that are declared")
+    if not standing.stands:
+        return Rejected("conflict", f"source {command.source} is withdrawn already")
+    return Accepted(SourceWithdrawn(at_us, command.source, command.reason, operator, stamp))
 
 
 # -- validation ------------------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from typing import Final, Literal, TypeAlias, TypeVar, assert_never
 from identity.principal import Principal
 from identity.refusal import Refusal
 from identity.scope import Authority, LiveGrant
+from identity.sources import Sources
 from ingest.events import (
     AgentKeyReplaced,
     AgentRegistered,
@@ -35,6 +36,8 @@ from ingest.events import (
     Scope,
     SessionOpened,
     SessionRevoked,
+    SourceDeclared,
+    SourceWithdrawn,
     SubjectReinstated,
     SubjectRevoked,
 )
@@ -180,6 +183,7 @@ class Registry:
         self._sessions: dict[str, SessionRevoked] = {}
         self._everything: Revocation | None = None
         self._identity_at_us = 0
+        self.sources = Sources()
         self.agents: Mapping[str, Agent] = MappingProxyType(self._agents)
         self.grants: Mapping[str, Grant] = MappingProxyType(self._grants)
 
@@ -225,6 +229,10 @@ class Registry:
                 return _turn(groups, event.group, event, revoked=isinstance(event, GroupRevoked))
             case SessionRevoked():
                 return self._session_revoked(event)
+            case SourceDeclared():
+                return self.sources.declared(event)
+            case SourceWithdrawn():
+                return self.sources.withdrawn(event)
             case _:
                 assert_never(event)
 
@@ -531,6 +539,8 @@ def _said(what: str, revocation: Revocation) -> str:
 def key_of(event: IdentityEvent) -> str:
     """The key that this event is recorded under: the agent that it concerns, or EVERYONE."""
     if isinstance(event, AllRevoked | AllReinstated | SubjectRevoked | SubjectReinstated | GroupRevoked | GroupReinstated):
+        return EVERYONE
+    if isinstance(event, SourceDeclared | SourceWithdrawn):
         return EVERYONE
     return event.agent
 

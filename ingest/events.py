@@ -245,6 +245,34 @@ class GrantNarrowed(_Fact, frozen=True, tag=17):
     request: str = ""
 
 
+class SourceDeclared(_Fact, frozen=True, tag=18):
+    """Connections round the gateway that are meant to be: a backup, a replica, a migration, a monitor. Key "*".
+
+    A connection is of this source when all that is named here fits; "" and () fit everything. An application name is the client's
+    own word, so it may narrow a source and never make one.
+    """
+
+    at_us: int
+    source: str
+    kind: str  # "backup" | "replication" | "migration" | "monitoring" | "administration"
+    server: str  # as a collector names it; "" = any
+    roles: tuple[str, ...]  # the database roles that it logs in as
+    client: str  # an address or network (CIDR), or "local" for the server's Unix socket; "" = any
+    executable: str  # the path of the client's program, where a collector can tell; "" = any
+    application_name: str  # "" = any
+    reason: str
+    operator: str
+    request: str = ""
+
+
+class SourceWithdrawn(_Fact, frozen=True, tag=19):
+    at_us: int
+    source: str
+    reason: str
+    operator: str
+    request: str = ""
+
+
 # -- sessions (topic "sessions", key = agent) ------------------------------------------------------------------------------------
 
 
@@ -343,6 +371,23 @@ class GatewayStopped(_Fact, frozen=True, tag=27):
     at_us: int
     gateway: str
     boot: int
+
+
+class BackendOpened(_Fact, frozen=True, tag=29):
+    """A backend that a gateway opened and that is no agent's session: told, so that nobody takes it for somebody else's.
+
+    Key = gateway.
+    """
+
+    at_us: int
+    gateway: str
+    boot: int
+    purpose: str  # "control": to look and to end; "refused": a login that led to no session
+    connection: str
+    role: str
+    backend_pid: int
+    backend_start_us: int  # 0 = not known
+    upstream_port: int  # the gateway's local port of that connection; 0 = not known
 
 
 # -- statements (topic "statements", key = agent; always under a stamp) ----------------------------------------------------------
@@ -511,6 +556,19 @@ class FindingsUnmuted(_Fact, frozen=True, tag=55):
     request: str = ""
 
 
+class SessionJudged(_Fact, frozen=True, tag=63):
+    """What reconciliation made of a session that a collector saw. Key = `server` "/" `session_id`. The latest stands."""
+
+    at_us: int
+    server: str
+    session_id: str  # PostgreSQL's: see StatementObserved
+    verdict: str  # "audited" | "ours" | "declared" | "shadow" | "hijacked" | "unexplained": see docs/reconcile.md
+    session: str  # the gateway's; "" = none
+    agent: str  # "" = none
+    source: str  # the declared one; "" = none
+    reason: str  # one sentence
+
+
 # -- observations: what others than the gateway saw or did -------------------------------------------------------------------------
 
 
@@ -567,6 +625,18 @@ class BackendReaped(_Fact, frozen=True, tag=62):
     reason: str
     finding: str
     watchdog: str
+
+
+class WatchdogConnected(_Fact, frozen=True, tag=64):
+    """A backend that a watchdog opened, to look and to end: told, so that nobody takes it for somebody else's. Key = watchdog."""
+
+    at_us: int
+    watchdog: str
+    connection: str
+    role: str
+    backend_pid: int
+    backend_start_us: int
+    upstream_port: int  # its local port of that connection; 0 = not known
 
 
 # -- witness: what collectors saw the database do (topic "witness", key = `server` "/" `session_id`, or `server` alone) ------------
@@ -742,6 +812,8 @@ IdentityEvent: TypeAlias = (
     | GroupRevoked
     | GroupReinstated
     | SessionRevoked
+    | SourceDeclared
+    | SourceWithdrawn
 )
 SessionEvent: TypeAlias = (
     SessionOpened
@@ -753,13 +825,16 @@ SessionEvent: TypeAlias = (
     | GatewayStarted
     | GatewayStopped
     | LogRecovered
+    | BackendOpened
 )
 StatementEvent: TypeAlias = (
     StatementDefined | StatementStarted | StatementDenied | StatementFinished | StatementParameters | OutcomeResolved
 )
 CommandEvent: TypeAlias = SessionEndOrdered | BackendEndOrdered
-FindingEvent: TypeAlias = FindingRaised | FindingRecurred | FindingAcknowledged | FindingConfirmed | FindingsMuted | FindingsUnmuted
-ObservationEvent: TypeAlias = SessionReaped | GatewayReported | BackendReaped
+FindingEvent: TypeAlias = (
+    FindingRaised | FindingRecurred | FindingAcknowledged | FindingConfirmed | FindingsMuted | FindingsUnmuted | SessionJudged
+)
+ObservationEvent: TypeAlias = SessionReaped | GatewayReported | BackendReaped | WatchdogConnected
 WitnessEvent: TypeAlias = (
     WitnessStarted
     | WitnessStopped

@@ -137,7 +137,9 @@ async def _run(config: Config) -> int:
                 tasks.add(loop.create_task(reports.run(), name="reports"))
                 tasks.add(loop.create_task(alone(log, boot, read), name="the only API"))
             authenticate = authenticating(config, keys)
-            answers = analytics_api.router(queries, guarded_sql, snapshots, authenticate, gateways, runner.lag, inspector.status)
+            answers = analytics_api.router(
+                queries, guarded_sql, snapshots, authenticate, gateways, runner.lag, inspector.status, runner.positions
+            )
             app = application(registrar, authenticate, (answers,), applied, _agent_of(queries))
             server = _Server(_uvicorn(app))
             # Before the first answer: whoever finds the API up finds the agents of the file registered.

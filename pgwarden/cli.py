@@ -164,6 +164,27 @@ def parser() -> argparse.ArgumentParser:
             act.add_argument("--reason", required=True, metavar="TEXT")
         _idempotent(act)
 
+    group, sources = _group(commands, "sources", "list what is declared to connect round the gateway, declare it, withdraw it")
+    for listing in (group, _client(sources, "list", "sources:list_", "list declared sources")):
+        listing.add_argument("--state", default=argparse.SUPPRESS, choices=("declared", "withdrawn"), help="only in this state")
+        _limit(listing)
+    declare = _client(sources, "declare", "sources:declare", "declare connections round the gateway that are meant to be")
+    declare.add_argument("source", metavar="NAME")
+    kinds = ("backup", "replication", "migration", "monitoring", "administration")
+    declare.add_argument("--kind", required=True, choices=kinds)
+    declare.add_argument("--role", action="append", required=True, metavar="ROLE", help="the database role; repeat it")
+    where = "where it connects from: an address, a network as 10.0.0.0/24, or local"
+    declare.add_argument("--from", dest="client_address", default="", metavar="ADDRESS", help=where)
+    declare.add_argument("--executable", default="", metavar="PATH", help="of its program, where a collector can tell")
+    declare.add_argument("--server", default="", metavar="NAME", help="on this server alone")
+    declare.add_argument("--application-name", default="", metavar="TEXT", help="narrows it further; proves nothing")
+    declare.add_argument("--reason", required=True, metavar="TEXT", help="why it does not go through the gateway")
+    _idempotent(declare)
+    withdraw = _client(sources, "withdraw", "sources:withdraw", "take the declaration of a source back")
+    withdraw.add_argument("source", metavar="NAME")
+    withdraw.add_argument("--reason", required=True, metavar="TEXT")
+    _idempotent(withdraw)
+
     sessions = _client(commands, "sessions", "record:sessions", "list sessions, newest first")
     sessions.add_argument("--live", action="store_true", help="only those that are open now")
     sessions.add_argument("--agent", default="", metavar="NAME")

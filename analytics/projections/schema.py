@@ -13,14 +13,18 @@ from analytics.projections import (
     gateways,
     grants,
     kills,
+    observed_sessions,
+    observed_statements,
     rates,
     resolutions,
     revocations,
     session_counts,
     sessions,
+    sources,
     statement_counts,
     statements,
     texts,
+    witnesses,
 )
 from analytics.projections.projection import Projection, Stage
 
@@ -39,6 +43,10 @@ PROJECTIONS: Final[tuple[Projection, ...]] = (
     session_counts.PROJECTION,  # likewise
     statement_counts.PROJECTION,  # likewise
     findings.PROJECTION,
+    sources.PROJECTION,
+    witnesses.PROJECTION,
+    observed_sessions.PROJECTION,
+    observed_statements.PROJECTION,
 )
 
 STAGES: Final[Mapping[str, Stage]] = {stage.name: stage for p in PROJECTIONS for stage in p.stages}

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from analytics.api import router
 from analytics.guarded_sql import GuardedSql
 from analytics.queries import QUESTIONS, Queries
-from analytics.runner import Lag
+from analytics.runner import Lag, Position
 from analytics.settings import AnalyticsSettings
 from analytics.snapshots import Snapshots
 from analytics.store import Store
@@ -42,6 +42,7 @@ class World:
         self.gateways: list[Mapping[str, object]] = [GATEWAY]
         self.asked = 0
         self.lag = IDLE_LAG
+        self.positions = [Position("witness", 0, 9, 7)]
 
     async def statuses(self) -> Sequence[Mapping[str, object]]:
         self.asked += 1
@@ -65,7 +66,9 @@ async def api(store: Store, told: AnalyticsSettings, world: World) -> AsyncItera
     guarded = GuardedSql(store, told)
     app = FastAPI()
     snapshots = Snapshots(store, told)
-    app.include_router(router(queries, guarded, snapshots, authenticate, world.statuses, lambda: world.lag))
+    app.include_router(
+        router(queries, guarded, snapshots, authenticate, world.statuses, lambda: world.lag, positions=lambda: world.positions)
+    )
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://api", headers={"Authorization": "Bearer right"}) as client:
         yield client
@@ -287,3 +290,14 @@ async def test_why_no_snapshot_could_be_taken_is_said(api: httpx.AsyncClient, to
     (told.directory / "snapshots").write_text("in the way")
     answer = await api.post("/v1/snapshots")
     assert (answer.status_code, "no snapshot was taken" in answer.text) == (503, True)
+
+
+async def test_coverage_tells_how_far_log_and_tables_are(api: httpx.AsyncClient) -> None:
+    answer = (await api.get("/v1/coverage")).json()
+    assert answer == {
+        "items": [],
+        "next": None,
+        "topics": [{"topic": "witness", "partition": 0, "log_offset": 9, "table_offset": 7, "behind": 2}],
+    }
+    for path in ("/v1/coverage/gaps", "/v1/observations/sessions", "/v1/observations/statements?session_id=1.1", "/v1/sources"):
+        assert (await api.get(path)).json() == {"items": [], "next": None}, path

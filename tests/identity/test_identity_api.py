@@ -444,6 +444,8 @@ ROUTES: dict[str, object] = {
     "/v1/subjects/reinstate": {"issuer": "keycloak", "subject": "ada", "reason": "back"},
     "/v1/groups/revoke": {"issuer": "keycloak", "group": "contractors", "reason": "leak"},
     "/v1/groups/reinstate": {"issuer": "keycloak", "group": "contractors"},
+    "/v1/sources": {"source": "other", "kind": "backup", "roles": ["backup"], "client": "local", "reason": "nightly"},
+    "/v1/sources/{source}/withdraw": {"reason": "moved"},
     "/v1/all/revoke": {"reason": "attack"},
     "/v1/all/reinstate": {"reason": "over"},
 }
@@ -486,7 +488,7 @@ async def test_no_route_does_anything_for_a_wrong_credential(api: House, credent
     await api.post("/v1/agents/reporter/revoke", {"reason": "odd"})
     before = await api.events()
     for path, body in ROUTES.items():
-        url = path.format(agent="reporter", grant=grant, session="s-1")
+        url = path.format(agent="reporter", grant=grant, session="s-1", source="nightly")
         answer = await api.client.post(url, json=body, headers=WRONG[credential])
         assert (answer.status_code, answer.headers["www-authenticate"]) == (401, 'Bearer realm="pgwarden"'), url
         assert set(answer.json()) == {"error"}
@@ -502,8 +504,10 @@ async def test_every_route_does_its_work_for_an_operator(api: House, path: str) 
         assert (await api.post(undone.format(agent="reporter"), ROUTES[undone])).status_code == 200
     if path.endswith("narrow"):
         await api.post(f"/v1/grants/{grant}/approve", by=BOB)
+    if path.endswith("withdraw"):
+        assert (await api.post("/v1/sources", {**ROUTES["/v1/sources"], "source": "nightly"})).status_code == 201
     before = len(await api.events())
-    answer = await api.post(path.format(agent="reporter", grant=grant, session="s-1"), ROUTES[path], by=BOB)
+    answer = await api.post(path.format(agent="reporter", grant=grant, session="s-1", source="nightly"), ROUTES[path], by=BOB)
     assert answer.status_code in (200, 201), answer.text
     assert len(await api.events()) == before + 1
 

@@ -29,6 +29,11 @@ WANTS: dict[str, Role] = {
     "GET /v1/statements/{session}/{execution}": "viewer",
     "GET /v1/rates": "viewer",
     "GET /v1/findings": "viewer",
+    "GET /v1/coverage": "viewer",
+    "GET /v1/coverage/gaps": "viewer",
+    "GET /v1/observations/sessions": "viewer",
+    "GET /v1/observations/statements": "viewer",
+    "GET /v1/sources": "viewer",
     "GET /v1/questions": "viewer",
     "GET /v1/questions/{name}": "viewer",
     "POST /v1/sql": "viewer",
@@ -50,6 +55,8 @@ WANTS: dict[str, Role] = {
     "POST /v1/grants/{grant}/deny": "administrator",
     "POST /v1/all/revoke": "administrator",
     "POST /v1/all/reinstate": "administrator",
+    "POST /v1/sources": "administrator",
+    "POST /v1/sources/{source}/withdraw": "administrator",
     "POST /v1/snapshots": "administrator",
 }
 """Whoever adds a route decides here, a second time, what it wants."""
