@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 TESTS ?= tests
 
-.PHONY: up test all-tests kafka keycloak check format lint types contracts promises bench bench-backbone clean
+.PHONY: up test all-tests kafka keycloak check format lint types contracts promises bench bench-backbone bench-metrics clean
 
 up: $(VENV)/runtime
 	@$(BIN)/pgwarden up $(ARGS)
@@ -66,6 +66,9 @@ bench: $(VENV)/development
 
 bench-backbone: $(VENV)/development
 	@$(BIN)/python -m bench.backbone $(ARGS)
+
+bench-metrics: $(VENV)/development
+	@$(BIN)/python -m bench.metrics
 
 $(VENV)/runtime: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pgwarden needs Python 3.11 or newer: make PYTHON=python3.11 $(MAKECMDGOALS)")'

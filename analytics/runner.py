@@ -20,6 +20,7 @@ from analytics.store import Batch, Store, TablesBroken
 from ingest.clock import now_us
 from ingest.events import TOPICS, Frame, SessionEndOrdered, Topic
 from ingest.follow import Follower, Gap, log_gap
+from ingest.histogram import Histogram
 from ingest.log import EventLog, LogCorrupt, LogUnavailable, Partition, Record
 
 ENFORCED: Final[tuple[Topic, ...]] = ("identity", "sessions")
@@ -83,6 +84,7 @@ class Runner:
         self._projection_error = ""
         self._enforcement_errors: dict[str, str] = {}
         self._log_at_start: dict[Partition, int] = {}
+        self.commits = Histogram()
 
     async def run(self) -> None:
         """Until cancelled. A log that cannot be read is tried again, and told by lag(); only our own mistakes are raised."""
@@ -298,10 +300,12 @@ class Runner:
             offsets = dict(follower.offsets)
             whole = Batch(batch, offsets, dict(follower.seen), tuple(gaps))
             # Finished even when this task is cancelled meanwhile: the thread cannot be stopped halfway.
+            begun_at = time.monotonic()
             await asyncio.shield(asyncio.to_thread(self._store.ingest, whole))
             batch, events = [], 0
             gaps.clear()
             committed_at = time.monotonic()
+            self.commits.observe(committed_at - begun_at)
             self._projected = offsets
             if all(offsets.get(place, 0) >= offset for place, offset in end.items()):
                 self._current_at = end_at

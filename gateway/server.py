@@ -58,6 +58,7 @@ from ingest.events import (
     Stamp,
     StatementCancelled,
 )
+from ingest.histogram import Histogram
 from ingest.log import EventLog, LogUnavailable, Partition
 from ingest.log.segments import Recovery
 from ingest.recorder import Recorder, RecorderState
@@ -83,6 +84,7 @@ class Counters:
     killed: int = 0
     statements: int = 0
     denied: int = 0
+    unproven: int = 0  # of those killed: no proof came within the time limit
 
 
 class Gateway:
@@ -131,6 +133,8 @@ class Gateway:
         self._refused_before = 0
         self._expired_until_us = now_us()
         self.counters = Counters()
+        self.decisions = Histogram()  # of one turn in many: see Conversation
+        self.kills = Histogram()  # from the record of what caused it to the proof
         self.why_stale: Callable[[], str] = str  # why the registry may not hold what was decided; "" while it does
         self.silent_seconds: Callable[[], float] | None = None  # since the brokers were heard; None where there are none
         self._unshipped: set[str] = set()  # sessions of whose opening the brokers have not been told
@@ -534,6 +538,7 @@ class Gateway:
             core,
             self._texts.analyze_elsewhere,
             self._settings,
+            self.decisions,
         )
         conversation.identity_at_us = self._registry.identity_at_us
         if self._aftermath is not None:
@@ -590,7 +595,11 @@ class Gateway:
             self._forget(conversation, conversation.upstream)
             self.counters.statements += conversation.core.executions
             self.counters.denied += conversation.core.denied
-            self.counters.killed += conversation.killed is not None
+            if (killed := conversation.killed) is not None:
+                self.counters.killed += 1
+                self.counters.unproven += not killed.backend_gone_us
+                if killed.backend_gone_us:
+                    self.kills.observe(max(0, killed.backend_gone_us - killed.requested_us) / 1e6)
 
     def _never_began(self, conversation: Conversation, reason: str) -> None:
         """Its opening is recorded, or may be, so its end is too."""
@@ -814,6 +823,9 @@ class Gateway:
                 for conversation in live
             ],
             "counters": asdict(total),
+            "decisions": self.decisions.facts(),
+            "kills": self.kills.facts(),
+            "appends": self._recorder.appends.facts(),
             "connections": {name: {"ready": name in self._callable_names} for name in self._places},
         }
 

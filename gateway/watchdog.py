@@ -20,6 +20,7 @@ from identity.registry import Registry
 from ingest.clock import mono_us, now_us
 from ingest.events import IdentityEvent, SessionReaped, Topic
 from ingest.follow import Follower
+from ingest.histogram import Histogram
 from ingest.log import EventLog, LogCorrupt, LogUnavailable, Partition
 from ingest.recorder import Recorder
 
@@ -114,6 +115,8 @@ class Watchdog:
         self._progress = asyncio.Condition()
         self.caught_up = False
         self.reaped = 0
+        self.unproven = 0  # recorded without a proof
+        self.kills = Histogram()  # of those it ended: from the record of what caused it to the proof
 
     async def run(self) -> None:
         """A log or a database that does not answer is tried again, and told by status(); only our own mistakes are raised."""
@@ -359,7 +362,11 @@ class Watchdog:
             self._recorder.record("observations", session.agent, event)
         except LogUnavailable:
             return False  # tried again: a kill that is not in the record is not done
-        self.reaped += work.gone_us > 0
+        if work.gone_us:
+            self.reaped += 1
+            self.kills.observe(max(0, work.gone_us - work.requested_us) / 1e6)
+        else:
+            self.unproven += 1
         self._live.apply(event, self._settings.watchdog, self._boot, _now())
         return True
 
@@ -427,7 +434,9 @@ class Watchdog:
                 for connection, gateway, boot, moment in live.missed()
             ],
             "strangers": sorted(live.strangers),
-            "counters": {"reaped": self.reaped},
+            "counters": {"reaped": self.reaped, "unproven": self.unproven},
+            "kills": self.kills.facts(),
+            "appends": self._recorder.appends.facts(),
         }
 
 

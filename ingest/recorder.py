@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from ingest.events import Event, Stamp, Topic
 from ingest.frames import Framer
+from ingest.histogram import Histogram
 from ingest.log import Entry, EventLog, LogCorrupt, LogUnavailable, Partition
 from ingest.log.partitioner import partition
 from ingest.settings import RecorderSettings
@@ -132,6 +133,7 @@ class Recorder:
         self.disk = Horizon()
         self.brokers = Horizon(self._replication_wanted)  # moved by replicated_to()
         self.written_bytes = 0  # since this recorder began: keys and values of the frames that are on disk
+        self.appends = Histogram()  # of all that waited together, from the first attempt until the log had it
         self.available = True
         self.on_availability: Callable[[RecorderState], None] | None = None
 
@@ -254,6 +256,7 @@ class Recorder:
             except (LogUnavailable, LogCorrupt) as error:
                 self._become_unavailable(str(error) or type(error).__name__)
             await asyncio.sleep(self._settings.retry_ms / 1000)
+        self.appends.observe(self._loop.time() - self._write_began)
         for position in positions:
             self._ends[(position.topic, position.partition)] = position.offset + 1
         self.written_bytes += sum(len(frame.key) + len(frame.value) for frame in frames)

@@ -8,16 +8,15 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, get_args
 
 import uvicorn
 import uvloop
 from fastapi import APIRouter, FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from analytics import api as analytics_api
 from analytics.guarded_sql import GuardedSql
@@ -38,7 +37,6 @@ from identity.refusal import Refusal
 from identity.registrar import Registrar, Unrecorded
 from identity.registry import Registry
 from identity.roles import MAY, needs
-from identity.settings import loopback
 from ingest.clock import now_us
 from ingest.events import IdentityEvent
 from ingest.follow import Follower
@@ -46,42 +44,33 @@ from ingest.log import EventLog, LogCorrupt, LogLocked, LogUnavailable, Partitio
 from ingest.log.segments import SegmentLog
 from ingest.recorder import Recorder
 from ingest.settings import RecorderSettings
-from pgwarden import first_agents
+from pgwarden import first_agents, http_server
+from pgwarden.api_figures import Figures
 from pgwarden.config import ApiConfig, Config
 from pgwarden.gateways import Reports
+from pgwarden.http_server import CannotStart, SecurityHeaders, Server, bound
 from pgwarden.inspections import acting, inspections
 from pgwarden.logs import open_log, tables_folder
+from pgwarden.metrics import render
+from pgwarden.neighbours import asked
 from pgwarden.ordering import ordering
-from pgwarden.settings import SOCKET_FILE
-from pgwarden.status_socket import read_status
+from pgwarden.settings import API_SOCKET_FILE, SOCKET_FILE
+from pgwarden.status_socket import read_status, serve_status
 
 WRITER: Final = "api"
 WRITTEN: Final = ("identity", "commands", "findings")
 FIRST_AGENTS_RETRY_SECONDS: Final = 1.0
 ALONE_RETRY_SECONDS: Final = 0.25  # after the log was not available
-BACKLOG: Final = 128
 CONNECTIONS_MAX: Final = 256  # people, their scripts and one dashboard
 SHUTDOWN_SECONDS_MAX: Final = 3  # for answers that are under way; the supervisor kills after 8
 STATUS_SECONDS_MAX: Final = 1.5  # for a gateway's answer; the health of the others must not wait longer
 APPLIED_SECONDS_MAX: Final = 0.4  # for its word on identities; whoever revokes waits for an answer
 AGENT_OF_SECONDS_MAX: Final = 1.0  # for the tables to say whose a session is; a revocation must not wait for them
+ACCEPT_CHARACTERS_MAX: Final = 1_000
 HEADER_BYTES_MAX: Final = 24 * 2**10  # a token of 16 KB is the largest that a row may allow
-
-# An answer is data for one caller: not kept, not guessed to be a page, not shown in one.
-SECURITY_HEADERS: Final = (
-    (b"cache-control", b"no-store"),
-    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
-    (b"cross-origin-resource-policy", b"same-origin"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"x-content-type-options", b"nosniff"),
-)
 
 _IDENTITY_EVENTS: Final = get_args(IdentityEvent)
 _log: Final = logging.getLogger("pgwarden.api")
-
-
-class CannotStart(Exception):
-    """The configuration asks for what this process does not do. Says what to write instead."""
 
 
 def run(config: Config) -> int:
@@ -140,14 +129,19 @@ async def _run(config: Config) -> int:
             answers = analytics_api.router(
                 queries, guarded_sql, snapshots, authenticate, gateways, runner.lag, inspector.status, runner.positions
             )
-            app = application(registrar, authenticate, (answers,), applied, _agent_of(queries))
-            server = _Server(_uvicorn(app))
+            metrics = _metrics(config.state, authenticate)
+            app = application(registrar, authenticate, (answers, metrics), applied, _agent_of(queries))
+            server = Server(http_server.settings(app, CONNECTIONS_MAX, HEADER_BYTES_MAX, SHUTDOWN_SECONDS_MAX))
             # Before the first answer: whoever finds the API up finds the agents of the file registered.
             unrecorded = await first_agents.register(registrar, config.agents)
             if unrecorded is not None:
                 # It is wanted most when the log is in trouble: so it answers all the same, and goes on trying.
                 tasks.add(loop.create_task(_first_agents(registrar, config, unrecorded), name="first agents"))
             tasks.add(loop.create_task(server.serve([listening]), name="server"))
+            figures = Figures(boot, runner, inspector, recorder, queries)
+            tasks.add(loop.create_task(figures.run(), name="figures"))
+            status = await serve_status(config.state / API_SOCKET_FILE, figures.status)
+            closing.callback(status.close)
             _log.info("the API is at http://%s:%s", *listening.getsockname()[:2])
             return await _until(stop, tasks, server)
 
@@ -173,13 +167,6 @@ async def _until(stop: asyncio.Event, tasks: set[asyncio.Task[None]], server: uv
     stopping.cancel()
     await asyncio.wait({stopping, *tasks}, timeout=SHUTDOWN_SECONDS_MAX + 1)
     return status
-
-
-class _Server(uvicorn.Server):
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Signals are `_run`'s: the recorder has to write what it holds after the last answer."""
-        yield
 
 
 # -- what it is made of ----------------------------------------------------------------------------------------------------------
@@ -240,6 +227,18 @@ def authenticating(config: Config, keys: JwksCache) -> Authenticate:
         return await operators.authenticate(authorization, peer, now_us())
 
     return authenticate
+
+
+def _metrics(state: Path, authenticate: Authenticate) -> APIRouter:
+    routes = APIRouter(prefix="/v1", route_class=guarded(authenticate))
+
+    @routes.get("/metrics", summary="Metrics of the processes of the API's machine, for Prometheus")
+    @needs("viewer", look=False)
+    async def metrics(request: Request) -> Response:
+        body, content_type = render(await asked(state), request.headers.get("accept", "")[:ACCEPT_CHARACTERS_MAX])
+        return Response(body, headers={"content-type": content_type})
+
+    return routes
 
 
 def _asked_gateway(config: Config) -> analytics_api.GatewayStatuses:
@@ -332,35 +331,9 @@ def application(
     return app
 
 
-class SecurityHeaders:
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def sending(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message.get("headers", ()), *SECURITY_HEADERS]}
-            await send(message)
-
-        await self._app(scope, receive, sending)
-
-
 def listener(api: ApiConfig) -> socket.socket:
-    """A socket that has its address and takes no connection yet: whoever reaches the port finds an API that answers.
-
-    Raises:
-        CannotStart: The address is not this machine's alone and nobody asked for that, or it cannot be used.
-    """
-    if not loopback(api.listen.host) and not api.allow_remote:
-        raise CannotStart(f"[api] listen = {api.listen} is open to other machines: write 127.0.0.1, or allow_remote = true")
-    bound = socket.socket(socket.AF_INET6 if ":" in api.listen.host else socket.AF_INET, socket.SOCK_STREAM)
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # its own connections of a moment ago are no obstacle
-        bound.bind((api.listen.host, api.listen.port))
-    except OSError as error:
-        bound.close()
-        raise CannotStart(f"[api] listen = {api.listen} cannot be used: {error.strerror or error}") from error
-    return bound
+    """As bound()."""
+    return bound(api.listen, api.allow_remote, "api")
 
 
 async def _first_agents(registrar: Registrar, config: Config, unrecorded: Unrecorded | None) -> None:
@@ -368,22 +341,3 @@ async def _first_agents(registrar: Registrar, config: Config, unrecorded: Unreco
         _log.error("agents of the configuration are not registered yet: %s", unrecorded.reason)
         await asyncio.sleep(FIRST_AGENTS_RETRY_SECONDS)
         unrecorded = await first_agents.register(registrar, config.agents)
-
-
-def _uvicorn(app: FastAPI) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        http="h11",
-        ws="none",
-        lifespan="off",
-        interface="asgi3",
-        proxy_headers=False,  # X-Forwarded-For would let a peer choose the address that its failures are counted against
-        server_header=False,
-        access_log=False,
-        log_config=None,
-        limit_concurrency=CONNECTIONS_MAX,
-        timeout_keep_alive=15,
-        timeout_graceful_shutdown=SHUTDOWN_SECONDS_MAX,
-        backlog=BACKLOG,
-        h11_max_incomplete_event_size=HEADER_BYTES_MAX,
-    )

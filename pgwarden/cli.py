@@ -22,6 +22,8 @@ USAGE: Final = 2  # the command line or the configuration; argparse's own
 
 Command: TypeAlias = Callable[[argparse.Namespace], int]
 
+STATUS_PARTS: Final = ("gateway", "relay", "watchdog", "worker", "api", "dashboard")
+
 _Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 _LIMIT: Final = 100  # rows of a list; the API's own default
@@ -93,6 +95,7 @@ def parser() -> argparse.ArgumentParser:
         ("api", "run the API, which keeps the tables and takes commands"),
         ("watchdog", "run the watchdog, which ends what a gateway should have ended"),
         ("dashboard", "run the dashboard"),
+        ("metrics", "serve metrics of the processes of this machine to Prometheus"),
     ):
         _config(_command(commands, name, f"processes:{name}", what, json_option=False))
     what = "run a worker, which shares enforcement on a log in Kafka with others"
@@ -100,7 +103,8 @@ def parser() -> argparse.ArgumentParser:
     _config(worker)
     worker.add_argument("--name", type=_name, metavar="NAME", help="tells workers of one machine apart")
     status = _command(commands, "status", "health:status", "ask one process of this machine how it is; 0 when it is well")
-    status.add_argument("part", choices=("gateway", "relay", "watchdog", "worker", "api", "dashboard"), metavar="PART")
+    status.add_argument("part", choices=STATUS_PARTS, metavar="PART")
+    status.add_argument("name", nargs="?", type=_name, metavar="NAME", help="that it was started with, of several")
     _config(status, samples=True)
     rebuild = _command(commands, "rebuild", "processes:rebuild", "make the tables anew from the log, and compare them with the old")
     _config(rebuild)

@@ -73,6 +73,12 @@ class DashboardConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class MetricsConfig:
+    listen: Address
+    allow_remote: bool
+
+
+@dataclass(frozen=True, slots=True)
 class LogConfig:
     backend: Backend
     relay: RelaySettings
@@ -132,6 +138,7 @@ class Config:
     issuers: Mapping[str, IssuerRules]  # by the name of its table
     agents: Mapping[str, AgentConfig]
     operators: Mapping[str, OperatorConfig]
+    metrics: MetricsConfig | None = None  # exactly where the file has [metrics]
     warnings: tuple[Problem, ...] = ()  # allowed, but less than safe; each start prints them
 
 
@@ -185,12 +192,14 @@ class _Reading:
         kafka = self.kafka(file, log)
         gateway = self.gateway(file.table("gateway", settings.GATEWAY), log, kafka)
         api_table = file.table("api", settings.API)
-        api = ApiConfig(*self.listen(api_table, "/v1"))
+        api = ApiConfig(*self.listen(api_table, "operator keys"))
         api_table.finish()
         dashboard_table = file.table("dashboard", settings.DASHBOARD)
-        dashboard = DashboardConfig(*self.listen(dashboard_table, "the dashboard"))
+        dashboard = DashboardConfig(*self.listen(dashboard_table, "operator keys"))
         dashboard_table.finish()
-        self.distinct(file, {"gateway": gateway.listen, "api": api.listen, "dashboard": dashboard.listen})
+        metrics = self.metrics(file)
+        listens = {"gateway": gateway.listen, "api": api.listen, "dashboard": dashboard.listen}
+        self.distinct(file, {**listens, "metrics": metrics.listen} if metrics is not None else listens)
         connection_tables = file.named_tables("connections", settings.CONNECTION)
         connections = {name: self.connection(name, table, gateway, log, kafka) for name, table in connection_tables.items()}
         issuer_tables = file.named_tables("issuers", settings.ISSUER)
@@ -219,6 +228,7 @@ class _Reading:
             issuers=MappingProxyType(issuers),
             agents=MappingProxyType(agents),
             operators=MappingProxyType(operators),
+            metrics=metrics,
             warnings=tuple(self.report.warnings),
         )
 
@@ -400,7 +410,7 @@ class _Reading:
         return config
 
     def listen(self, table: Table, clear_text: str) -> tuple[Address, bool]:
-        """Where a part listens. `clear_text` names what would then be reachable without TLS, "" where nothing."""
+        """Where a part listens. `clear_text` names what others could then read or send without TLS, "" where nothing."""
         text = table.text("listen")
         allow_remote = table.flag("allow_remote")
         address = _address(text)
@@ -415,8 +425,17 @@ class _Reading:
             table.problem(f"is {address}, which other machines can reach", remedy, "listen")
         elif clear_text:
             remedy = "put a TLS proxy in front, and let it alone reach this address"
-            table.warning(f"is {address}: other machines can reach it in clear text, operator keys included", remedy, "listen")
+            table.warning(f"is {address}: other machines can reach it in clear text, {clear_text} included", remedy, "listen")
         return address, allow_remote
+
+    def metrics(self, file: Table) -> MetricsConfig | None:
+        if not file.written("metrics"):
+            file.taken.add("metrics")
+            return None
+        table = file.table("metrics", settings.METRICS)
+        metrics = MetricsConfig(*self.listen(table, "the names of agents"))
+        table.finish()
+        return metrics
 
     def distinct(self, file: Table, addresses: Mapping[str, Address]) -> None:
         seen: dict[Address, str] = {}

@@ -39,6 +39,7 @@ RELAY_PARENT: Final = "PGWARDEN_RELAY_PARENT"  # in its environment: the process
 RELAY_FINISH_SECONDS_MAX: Final = 5.0  # for what is in the log already to reach the brokers, after the gateway's end
 WATCHDOG_SOCKET_FILE: Final = "run/watchdog.sock"
 WORKER_SOCKET_FILE: Final = "run/worker.sock"
+API_SOCKET_FILE: Final = "run/api.sock"
 SAMPLES_FILE: Final = "ports.json"  # in a state folder that `pgwarden up` filled with samples
 
 UNITS_NEVER_SHOWN: Final = frozenset({"reference", "verifier", "hex"})  # somebody may have written the secret itself
@@ -96,6 +97,11 @@ API: Final = (
 
 DASHBOARD: Final = (
     Setting("listen", "127.0.0.1:8471", "HOST:PORT", "Where the dashboard listens, as the API in clear text."),
+    Setting("allow_remote", False, "boolean", "Lets `listen` name an address beyond this machine."),
+)
+
+METRICS: Final = (
+    Setting("listen", "127.0.0.1:8474", "HOST:PORT", "Where `pgwarden metrics` listens, in clear text and without any credential."),
     Setting("allow_remote", False, "boolean", "Lets `listen` name an address beyond this machine."),
 )
 
@@ -231,6 +237,7 @@ TABLES: Final[Mapping[str, tuple[Setting, ...]]] = MappingProxyType(
         "gateway": GATEWAY,
         "api": API,
         "dashboard": DASHBOARD,
+        "metrics": METRICS,
         "log": LOG,
         "kafka": KAFKA,
         "connections.NAME": CONNECTION,

@@ -118,11 +118,10 @@ def _front(wish: Wish, file: Path, begun_us: int) -> int:
     config.state.mkdir(mode=0o700, parents=True, exist_ok=True)
     with ExitStack() as stack:
         stack.enter_context(_alone(config.state))
-        for part, listen in (
-            ("gateway", config.gateway.listen),
-            ("api", config.api.listen),
-            ("dashboard", config.dashboard.listen),
-        ):
+        listens = [("gateway", config.gateway.listen), ("api", config.api.listen), ("dashboard", config.dashboard.listen)]
+        if config.metrics is not None:
+            listens.append(("metrics", config.metrics.listen))
+        for part, listen in listens:
             _check_port(listen, f"change listen under [{part}] in {file}")
         supervisor = stack.enter_context(Supervisor(config.state / "logs"))
         print(f"pgwarden {__version__}, configured by {file}\n", flush=True)
@@ -169,6 +168,10 @@ def _start_parts(supervisor: Supervisor, config: Config) -> None:
         Part("dashboard", _command("dashboard", config.path), _environment(), lambda: watch.answers(f"{dashboard}/_stcore/health"))
     )
     _started("dashboard", dashboard_process.address(config))
+    if config.metrics is not None:
+        listen = config.metrics.listen
+        supervisor.start(Part("metrics", _command("metrics", config.path), _environment(), lambda: _listens(listen)))
+        _started("metrics", f"{dashboard_process.url(listen)}/metrics")
 
 
 def _issuer(home: Home) -> Part:

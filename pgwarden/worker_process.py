@@ -26,8 +26,8 @@ from ingest.recorder import Recorder
 from ingest.settings import TABLES, KafkaSettings, RecorderSettings
 from pgwarden.config import Config
 from pgwarden.logs import kafka_log_class, open_log
+from pgwarden.neighbours import socket_file
 from pgwarden.ordering import ordering
-from pgwarden.settings import WORKER_SOCKET_FILE
 from pgwarden.status_socket import serve_status
 
 if TYPE_CHECKING:
@@ -73,13 +73,16 @@ async def _run(config: Config, kafka: KafkaSettings, name: str) -> int:
         log = await open_log(replace(config, kafka=_with_tables(kafka)))
         closing.push_async_callback(log.close)
         assert isinstance(log, kafka_log_class())
-        recorder = Recorder(log, writer, now_us(), RecorderSettings())
+        boot = now_us()
+        recorder = Recorder(log, writer, boot, RecorderSettings())
         closing.push_async_callback(recorder.close)
         enforcer = Enforcer(log, ordering(recorder), EnforcerSettings())
         credentials = streams_module.credentials(kafka)
         streams: Streams = streams_module.Streams(kafka, log, enforcer, ActivitySettings(), state / "worker", credentials)
+        path = socket_file(state, "worker", name)
+        closing.callback(path.unlink, missing_ok=True)  # one that was told to end is not missed
         status = await serve_status(
-            state / _file(WORKER_SOCKET_FILE, name), lambda: _status(writer, enforcer, streams, log.heard_seconds)
+            path, lambda: {**_status(writer, boot, enforcer, streams, log.heard_seconds), "appends": recorder.appends.facts()}
         )
         closing.callback(status.close)
         tasks = {
@@ -116,7 +119,7 @@ def _with_tables(kafka: KafkaSettings) -> KafkaSettings:
     return replace(kafka, partitions={**kafka.partitions, **tables})
 
 
-def _status(writer: str, enforcer: Enforcer, streams: Streams, silent_seconds: float) -> Mapping[str, object]:
+def _status(writer: str, boot: int, enforcer: Enforcer, streams: Streams, silent_seconds: float) -> Mapping[str, object]:
     enforcing, counting = enforcer.status(), streams.status()
     reasons = [enforcing.error]
     if silent_seconds > SILENT_SECONDS_MAX:  # what is behind is not known then: ends are as old
@@ -129,6 +132,7 @@ def _status(writer: str, enforcer: Enforcer, streams: Streams, silent_seconds: f
     return {
         "worker": writer,
         "pid": os.getpid(),
+        "started_us": boot,
         "healthy": not reason,
         "reason": reason,
         "age_seconds": round(counting.age_seconds, 3),
@@ -158,7 +162,7 @@ def _alone(state: Path, name: str) -> Iterator[None]:
     Raises:
         CannotStart: This name is taken on this state folder.
     """
-    path = state / _file("run/worker.lock", name)
+    path = socket_file(state, "worker", name).with_suffix(".lock")
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with path.open("w") as lock:
         try:
@@ -166,12 +170,6 @@ def _alone(state: Path, name: str) -> Iterator[None]:
         except BlockingIOError:
             raise CannotStart(f"another worker of this name runs on {state}: give this one another with --name") from None
         yield
-
-
-def _file(path: str, name: str) -> str:
-    """`run/worker.sock`, and `run/worker-NAME.sock` of a worker that was given a name."""
-    stem, dot, suffix = path.rpartition(".")
-    return f"{stem}-{name}{dot}{suffix}" if name else path
 
 
 def _quiet() -> None:

@@ -12,18 +12,11 @@ from urllib.error import HTTPError, URLError
 from urllib.request import ProxyHandler, build_opener
 
 from pgwarden.config import Address, Config, ConfigInvalid, load
+from pgwarden.neighbours import SOCKETS, socket_file, wrong
 from pgwarden.printable import printable
-from pgwarden.settings import RELAY_SOCKET_FILE, SOCKET_FILE, WATCHDOG_SOCKET_FILE, WORKER_SOCKET_FILE
 from pgwarden.status_socket import status_of
 
 SECONDS_MAX: Final = 5.0
-
-_SOCKETS: Final = {
-    "gateway": SOCKET_FILE,
-    "relay": RELAY_SOCKET_FILE,
-    "watchdog": WATCHDOG_SOCKET_FILE,
-    "worker": WORKER_SOCKET_FILE,
-}
 
 
 class Unwell(Exception):
@@ -36,22 +29,23 @@ def status(arguments: argparse.Namespace) -> int:
     except ConfigInvalid as invalid:
         print(invalid, file=sys.stderr)
         return 2
-    part: str = arguments.part
+    part, name = arguments.part, arguments.name or ""
     try:
-        said = _of(part, config)
-        wrong = _wrong(said)
+        said = _of(part, name, config)
+        reason = wrong(said)
     except Unwell as unwell:
-        said, wrong = {}, str(unwell)
+        said, reason = {}, str(unwell)
+    shown = f"{part} {name}" if name else part
     if arguments.json:
-        print(json.dumps({"part": part, "well": not wrong, "reason": wrong, "status": said}, indent=2))
+        print(json.dumps({"part": part, "name": name, "well": not reason, "reason": reason, "status": said}, indent=2))
     else:
-        print(f"{part}: {printable(wrong)}" if wrong else f"{part}: well", file=sys.stderr if wrong else sys.stdout)
-    return 1 if wrong else 0
+        print(f"{shown}: {printable(reason)}" if reason else f"{shown}: well", file=sys.stderr if reason else sys.stdout)
+    return 1 if reason else 0
 
 
-def _of(part: str, config: Config) -> Mapping[str, object]:
-    if part in _SOCKETS:
-        return _from_socket(config.state / _SOCKETS[part])
+def _of(part: str, name: str, config: Config) -> Mapping[str, object]:
+    if part in SOCKETS and part != "api":
+        return _from_socket(socket_file(config.state, part, name))
     if part == "api":
         # It stands, and has nothing there: a path that asks for a key would log a refusal at each health check.
         return _from_http(config.api.listen, "/", lambda code: code == 404)
@@ -79,15 +73,3 @@ def _from_http(listen: Address, path: str, expected: Callable[[int], bool]) -> M
     if not expected(code):
         raise Unwell(f"answers at {url} with {code}")
     return {"url": url, "code": code}
-
-
-def _wrong(said: Mapping[str, object]) -> str:
-    """Why what it says of itself is not well; "" when it is."""
-    wrong: list[str] = []
-    log, blind = said.get("log"), said.get("blind")  # a gateway's and a watchdog's; a watchdog's
-    if isinstance(log, dict) and log.get("available") is False:
-        wrong.append(f"cannot record: {log.get('reason', '')}")
-    if isinstance(blind, list):
-        wrong += [f"does not see {one.get('what')}: {one.get('reason')}" for one in blind if isinstance(one, dict)]
-    wrong += [said_itself for name in ("error", "reason") if isinstance(said_itself := said.get(name), str) and said_itself]
-    return "; ".join(wrong)

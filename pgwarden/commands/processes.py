@@ -40,6 +40,10 @@ def worker(arguments: argparse.Namespace) -> int:
     return run(config, arguments.name or "")
 
 
+def metrics(arguments: argparse.Namespace) -> int:
+    return _process(arguments, "pgwarden.metrics_process")
+
+
 def dashboard(arguments: argparse.Namespace) -> int:
     return _process(arguments, "pgwarden.dashboard_process")
 

@@ -17,6 +17,7 @@ from tests.pgwarden.test_api_process import CONFIG, Process, recorded, running, 
 WANTS: dict[str, Role] = {
     "GET /v1/me": "viewer",
     "GET /v1/health": "viewer",
+    "GET /v1/metrics": "viewer",
     "GET /v1/agents": "viewer",
     "GET /v1/agents/unused": "viewer",
     "GET /v1/agents/{agent}": "viewer",
