@@ -177,6 +177,18 @@ def router(
     async def sources(request: Request) -> Response:
         return _page(await ask(request, "sources"))
 
+    @routes.get("/findings/{finding}", summary="One finding, and what became of it")
+    @needs("viewer")
+    async def finding(request: Request, finding: str) -> Response:
+        found = await one(request, "findings", f"there is no finding {finding[:100]!r}", finding=finding)
+        history = await ask(request, "finding_history", finding=finding)
+        return _json({**found, "history": history.items})
+
+    @routes.get("/mutes", summary="What asks nobody for attention now, and until when")
+    @needs("viewer")
+    async def mutes(request: Request) -> Response:
+        return _page(await ask(request, "mutes"))
+
     @routes.get("/questions", summary="The questions that have a name, and what each takes")
     @needs("viewer", look=False)
     async def questions() -> Response:

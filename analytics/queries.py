@@ -477,12 +477,43 @@ QUESTIONS: Final[Mapping[str, Question]] = {
             "What the detectors raised, newest first.",
             (
                 _AGENT,
+                Parameter("finding", "text", "This finding alone.", "finding = $finding"),
+                Parameter("detector", "text", "Of this detector alone.", "detector = $detector"),
                 Parameter(
                     "severity", "text", "Of this weight alone.", "severity = $severity", choices=("info", "warning", "critical")
                 ),
+                Parameter(
+                    "state",
+                    "text",
+                    "In this state alone.",
+                    "state = $state",
+                    choices=("open", "acknowledged", "muted", "confirmed"),
+                ),
+                Parameter("since_us", "time", "Seen again, or first, no earlier than this.", "last_at >= $since_us"),
             ),
             "select * from findings where $where",
             Order((("raised_at", "time"), ("finding", "text"))),
+            json_columns=("numbers",),
+        ),
+        Question(
+            "finding_history",
+            "What became of one finding, newest first: recurrences, who acknowledged and confirmed it.",
+            (Parameter("finding", "text", "Of this one.", "finding = $finding", required=True),),
+            """select place, instant(at_us) as recorded_at, kind, operator, said, times, instant(last_us) as last_at, numbers,
+                offsets
+            from finding_events where $where""",
+            Order((("recorded_at", "time"), ("place", "integer"))),
+            json_columns=("numbers",),
+        ),
+        Question(
+            "mutes",
+            "What asks nobody for attention now, and until when.",
+            (
+                _AGENT,
+                Parameter("detector", "text", "Of this detector alone.", "detector = $detector"),
+            ),
+            "select * from mutes where until_at > $now and $where",
+            Order((("muted_at", "time"), ("detector", "text"), ("agent", "text"))),
         ),
         Question(
             "coverage",

@@ -19,6 +19,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from analytics import api as analytics_api
+from analytics import findings_api
 from analytics.guarded_sql import GuardedSql
 from analytics.inspector import Inspector
 from analytics.queries import Queries, QuestionFailed, QuestionInvalid
@@ -26,6 +27,7 @@ from analytics.runner import Runner
 from analytics.settings import AnalyticsSettings
 from analytics.snapshots import Snapshots
 from analytics.store import Store, TablesBusy
+from analytics.triager import Triager
 from identity import api as identity_api
 from identity import authentication
 from identity.api import AgentOf, Applied, Authenticate, guarded, operator_of
@@ -49,7 +51,7 @@ from pgwarden.api_figures import Figures
 from pgwarden.config import ApiConfig, Config
 from pgwarden.gateways import Reports
 from pgwarden.http_server import CannotStart, SecurityHeaders, Server, bound
-from pgwarden.inspections import acting, inspections
+from pgwarden.inspections import DETECTORS, acting, inspections
 from pgwarden.logs import open_log, tables_folder
 from pgwarden.metrics import render
 from pgwarden.neighbours import asked
@@ -113,8 +115,10 @@ async def _run(config: Config) -> int:
             snapshots = Snapshots(store, settings)
             inspector = Inspector(log, recorder, inspections(config), acting(registrar), settings)
 
+            triager = Triager(log, recorder, DETECTORS, now_us)
             tasks = {
                 loop.create_task(runner.run(), name="runner"),
+                loop.create_task(triager.run(), name="triage"),
                 loop.create_task(inspector.run(), name="inspector"),
                 loop.create_task(snapshots.run(), name="snapshots"),
             }
@@ -130,7 +134,8 @@ async def _run(config: Config) -> int:
                 queries, guarded_sql, snapshots, authenticate, gateways, runner.lag, inspector.status, runner.positions
             )
             metrics = _metrics(config.state, authenticate)
-            app = application(registrar, authenticate, (answers, metrics), applied, _agent_of(queries))
+            triaged = findings_api.router(triager, authenticate)
+            app = application(registrar, authenticate, (answers, triaged, metrics), applied, _agent_of(queries))
             server = Server(http_server.settings(app, CONNECTIONS_MAX, HEADER_BYTES_MAX, SHUTDOWN_SECONDS_MAX))
             # Before the first answer: whoever finds the API up finds the agents of the file registered.
             unrecorded = await first_agents.register(registrar, config.agents)

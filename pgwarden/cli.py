@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     what = "Gives every AI agent that reaches PostgreSQL a name, a scope, and a record that can be trusted."
     top = argparse.ArgumentParser("pgwarden", description=what, epilog=_EXIT_CODES, allow_abbrev=False)
     top.set_defaults(json=False, api="", operator_key_file="", config="", insecure_http=False)
-    top.set_defaults(unused=None, agent="", state="", limit=_LIMIT, before="")
+    top.set_defaults(unused=None, agent="", state="", limit=_LIMIT, before="", detector="", severity="", since=0)
     top.add_argument("--version", action="version", version=f"pgwarden {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
@@ -203,6 +203,7 @@ def parser() -> argparse.ArgumentParser:
     sql.add_argument("query", metavar="SELECT")
     snapshot = _client(commands, "snapshot", "record:snapshot", "copy the tables, as of now, into a DuckDB file of their own")
     snapshot.add_argument("path", nargs="?", type=Path, metavar="PATH", help="(among the snapshots in the state folder)")
+    _findings(commands)
     _client(commands, "health", "record:health", "whether all parts work, and the log takes records")
 
     for name, what in (
@@ -229,6 +230,40 @@ def parser() -> argparse.ArgumentParser:
         _idempotent(act)
     _limit(_client(commands, "revocations", "revocations:list_", "list what is revoked now, newest first"))
     return top
+
+
+def _findings(commands: _Commands) -> None:
+    group, findings = _group(commands, "findings", "list what detectors found, acknowledge, confirm, mute and unmute")
+    for listing in (group, _client(findings, "list", "findings:list_", "list findings, newest first")):
+        listing.add_argument("--agent", default=argparse.SUPPRESS, metavar="NAME", help="only of this agent")
+        listing.add_argument("--detector", default=argparse.SUPPRESS, metavar="NAME", help="only of this detector")
+        listing.add_argument("--severity", default=argparse.SUPPRESS, choices=("info", "warning", "critical"))
+        listing.add_argument("--state", default=argparse.SUPPRESS, choices=("open", "acknowledged", "muted", "confirmed"))
+        listing.add_argument("--since", default=argparse.SUPPRESS, type=_duration, metavar="TIME", help="30s, 15m, 1h, 7d")
+        _limit(listing)
+    show = _client(findings, "show", "findings:show_", "one finding: its numbers, its evidence, and what became of it")
+    show.add_argument("finding", metavar="ID")
+    for name, what in (
+        ("acknowledge", "say that somebody looks after a finding"),
+        ("confirm", "say that a finding was what it said"),
+    ):
+        act = _client(findings, name, f"findings:{name}", what)
+        act.add_argument("finding", metavar="ID")
+        act.add_argument("--note", default="", metavar="TEXT")
+        _idempotent(act)
+    mute = _client(findings, "mute", "findings:mute", "let a detector's findings of an agent ask nobody for attention for a time")
+    mute.add_argument("finding", nargs="?", default="", metavar="ID", help="its detector, and its agent; or --detector and --of")
+    mute.add_argument("--detector", default="", metavar="NAME")
+    mute.add_argument("--of", default="", metavar="AGENT", help='"*" = every agent')
+    mute.add_argument("--for", dest="seconds", required=True, type=_duration, metavar="TIME", help="15m, 8h, 7d")
+    mute.add_argument("--reason", required=True, metavar="TEXT")
+    _idempotent(mute)
+    unmute = _client(findings, "unmute", "findings:unmute", "take a mute back before its time")
+    unmute.add_argument("detector", metavar="DETECTOR")
+    unmute.add_argument("of", metavar="AGENT", help='"*" = the mute of every agent')
+    unmute.add_argument("--reason", default="", metavar="TEXT")
+    _idempotent(unmute)
+    _limit(_client(findings, "mutes", "findings:mutes", "list what is muted now"))
 
 
 def _command(commands: _Commands, name: str, run: str, what: str, *, json_option: bool = True) -> argparse.ArgumentParser:

@@ -12,6 +12,9 @@ from identity.commands import OURSELVES, Rejected
 from identity.registrar import Registrar, Unrecorded
 from pgwarden.config import Config
 
+DETECTORS: Final[frozenset[str]] = frozenset()
+"""The names of all that may raise a finding."""
+
 _log: Final = logging.getLogger("pgwarden.api")
 
 

@@ -13,6 +13,7 @@ from analytics.projections import (
     gateways,
     grants,
     kills,
+    mutes,
     observed_sessions,
     observed_statements,
     rates,
@@ -42,11 +43,12 @@ PROJECTIONS: Final[tuple[Projection, ...]] = (
     rates.PROJECTION,  # counts what statements has staged
     session_counts.PROJECTION,  # likewise
     statement_counts.PROJECTION,  # likewise
-    findings.PROJECTION,
     sources.PROJECTION,
     witnesses.PROJECTION,
     observed_sessions.PROJECTION,
     observed_statements.PROJECTION,
+    mutes.PROJECTION,
+    findings.PROJECTION,  # its view reads mutes
 )
 
 STAGES: Final[Mapping[str, Stage]] = {stage.name: stage for p in PROJECTIONS for stage in p.stages}

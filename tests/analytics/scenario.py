@@ -9,6 +9,8 @@ from ingest.events import (
     AgentRegistered,
     Event,
     FindingRaised,
+    FindingRecurred,
+    FindingsMuted,
     GatewayStarted,
     GrantApproved,
     GrantRequested,
@@ -153,6 +155,12 @@ class Writer:
     def raised(self, finding: str, agent: str) -> None:
         self.add(agent, FindingRaised(self.at(), finding, "burst", agent, "", "warning", "many denials", ("gw-1/1/sessions/0/0",)))
 
+    def recurred(self, finding: str, agent: str) -> None:
+        self.add(agent, FindingRecurred(self.at(), finding, agent, 2, self.now_us, "many denials again"))
+
+    def muted(self, detector: str, agent: str) -> None:
+        self.add(agent, FindingsMuted(self.at(), detector, agent, self.now_us + 3600 * SECOND, "alice", "a test runs"))
+
 
 async def story(log: EventLog) -> None:
     """Two agents: `reporter` works, tries what it may not, and is revoked in a session; `loader` works on. One gateway restarts."""
@@ -196,4 +204,6 @@ async def story(log: EventLog) -> None:
     two.began(s3, 1, 1)
     await two.write()
     api.raised("f-1", "reporter")
+    api.recurred("f-1", "reporter")
+    api.muted("quiet", "idle")
     await api.write()

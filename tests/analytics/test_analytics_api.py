@@ -99,6 +99,8 @@ PATHS = [
     "/v1/statements/s1/1",
     "/v1/rates",
     "/v1/findings",
+    "/v1/findings/f-1",
+    "/v1/mutes",
     "/v1/questions",
     "/v1/questions/kills",
 ]
@@ -123,7 +125,7 @@ async def test_agents_and_one_of_them_with_its_grants(api: httpx.AsyncClient) ->
     assert (one["agent"], one["denied"], [grant["grant"] for grant in one["grants"]]) == ("reporter", 1, ["g-reporter"])
 
 
-@pytest.mark.parametrize("path", ["/v1/agents/nobody", "/v1/sessions/nothing", "/v1/statements/s1/99"])
+@pytest.mark.parametrize("path", ["/v1/agents/nobody", "/v1/sessions/nothing", "/v1/findings/f-9", "/v1/statements/s1/99"])
 async def test_what_is_not_there_is_404(api: httpx.AsyncClient, path: str) -> None:
     answer = await api.get(path)
     assert answer.status_code == 404

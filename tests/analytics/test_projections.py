@@ -20,6 +20,11 @@ from ingest.events import (
     AgentRevoked,
     AllReinstated,
     AllRevoked,
+    FindingAcknowledged,
+    FindingConfirmed,
+    FindingRecurred,
+    FindingsMuted,
+    FindingsUnmuted,
     Frame,
     GatewayStopped,
     GrantApproved,
@@ -460,3 +465,32 @@ async def _noise(log: SegmentLog, chance: random.Random) -> None:
         for under in stamps[:3]:
             gateway.closed(under)
         await gateway.write()
+
+
+async def test_a_finding_shows_what_became_of_it(log: SegmentLog, empty: Store) -> None:
+    api = Writer(log, "api")
+    for finding, agent in (("f-1", "a"), ("f-2", "b"), ("f-3", "c"), ("f-4", "d")):
+        api.raised(finding, agent)
+    raised_us = api.now_us
+    for _ in range(2):  # the same is recorded again after a crash
+        recurred = FindingRecurred(api.at(5), "f-1", "a", 9, raised_us + 9, "nine times", (("rows", 12.5),), ("statements/0/7",))
+        api.add("a", recurred)
+    api.add("a", FindingAcknowledged(api.at(5), "f-1", "a", "alice", "mine"))
+    api.add("b", FindingAcknowledged(api.at(5), "f-2", "b", "alice", ""))
+    api.add("b", FindingConfirmed(api.at(5), "f-2", "b", "bob", "it was"))
+    api.add("*", FindingsMuted(api.at(5), "burst", "*", raised_us + MINUTE, "alice", "a test"))
+    api.add("d", FindingsMuted(api.at(5), "other", "d", raised_us + MINUTE, "alice", "another detector"))
+    await api.write()
+    await ingest_all(log, empty)
+    shown = rows(empty, "select finding, state, times, triaged_by, note, numbers, summary from findings order by finding")
+    assert [tuple(row.values()) for row in shown[:3]] == [
+        ("f-1", "acknowledged", 9, "alice", "mine", '{"rows": 12.5}', "nine times"),
+        ("f-2", "confirmed", 1, "bob", "it was", "{}", "many denials"),
+        ("f-3", "muted", 1, "", "", "{}", "many denials"),
+    ]
+    assert len(rows(empty, "from finding_events where kind = 'recurred'")) == 1
+    api.add("*", FindingsUnmuted(api.at(5), "burst", "*", "alice", "it is over"))
+    await api.write()
+    await ingest_all(log, empty)
+    assert [row["state"] for row in rows(empty, "select state from findings where finding in ('f-3', 'f-4')")] == ["open", "open"]
+    assert [row["detector"] for row in rows(empty, "select detector from mutes")] == ["other"]

@@ -16,7 +16,7 @@ from ingest.log.segments import SegmentLog
 from tests.analytics.scenario import MINUTE, START_US, Writer
 
 NOW_US = START_US + 10 * MINUTE
-REQUIRED: Given = {"session": "s1", "execution": 1, "relation": "orders", "agent": "reporter"}
+REQUIRED: Given = {"finding": "f-1", "session": "s1", "execution": 1, "relation": "orders", "agent": "reporter"}
 
 
 @pytest.fixture
