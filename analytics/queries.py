@@ -300,6 +300,8 @@ QUESTIONS: Final[Mapping[str, Question]] = {
                 Parameter("connection", "text", "On this connection alone.", "connection = $connection"),
                 Parameter("on_behalf_of", "text", "On behalf of this person alone.", "on_behalf_of = $on_behalf_of"),
                 Parameter("invocation", "text", "Of this run of an agent alone.", "invocation = $invocation"),
+                Parameter("task", "text", "In this task alone, as the agent names it.", "task = $task"),
+                Parameter("approver", "text", "Let through by a grant of this approver.", "list_contains(approvers, $approver)"),
                 Parameter("decision", "text", "allow or deny.", "decision = $decision", choices=("allow", "deny")),
                 Parameter(
                     "outcome",
@@ -457,6 +459,26 @@ QUESTIONS: Final[Mapping[str, Question]] = {
                     join texts x on x.session = c.session and x.statement = c.statement
                 ) group by relation""",
             Order((("statements", "integer"), ("relation", "text"))),
+        ),
+        Question(
+            "agent_hours",
+            "When an agent works: its statements in each hour of the week, UTC; hour 0 is the one after Sunday's midnight.",
+            (
+                Parameter("agent", "text", "The agent.", "agent = $agent", required=True),
+                Parameter(
+                    "days",
+                    "integer",
+                    "In the last so many days.",
+                    "minute >= $now - to_days($days::integer)",
+                    default=28,
+                    least=1,
+                    most=366,
+                ),
+            ),
+            """select (isodow(minute) - 1) * 24 + hour(minute) as hour, sum(statements)::bigint as statements,
+                    sum(denied)::bigint as denied
+                from rates where $where group by hour""",
+            Order((("hour", "integer"),), descending=False),
         ),
         Question(
             "recording_gaps",

@@ -8,8 +8,9 @@ from typing import Final
 
 import streamlit as st
 
-from dashboards import ledger, reach, statements
-from dashboards.api_client import Agent, ApiTrouble, Grant, Kill, Scope, Session, request_key
+from dashboards import ledger, links, reach
+from dashboards.answers import Agent, Grant, Kill, Scope, Session
+from dashboards.api_client import ApiTrouble, request_key
 from dashboards.ledger import Banner, Column, Fact, Lines, Mark, Mono, Number, Paragraph, Row, Sql, Text, Time, Tone
 from dashboards.settings import DEFAULTS
 from dashboards.words import duration, listing, number, plural, utc
@@ -352,7 +353,7 @@ def _command(agent: str, reason: str, request: str, *, revoke: bool) -> None:
 ENDING_COLUMNS: Final = (
     Column("Session", 168),
     Column("State", 90),
-    Column("Requested (UTC)", 120, title="When its end was recorded"),
+    Column("Requested", 120, title="When its end was recorded"),
     Column("Decided", 76, "right", "How long after that it was decided that this session must end"),
     Column("Client closed", 92, "right", "How long after that the client's connection was closed"),
     Column("Backend gone", 98, "right", "How long after that PostgreSQL's own list of processes no longer held it"),
@@ -376,7 +377,7 @@ def _endings(agent: Agent) -> None:
             ENDING_COLUMNS, rows[: chosen.endings_max], key="endings", title="How its sessions ended", empty="", selectable=True
         )
         if pressed is not None:
-            statements.open_timeline(pressed.id)
+            links.to_session(pressed.id)
 
 
 def ending_row(session: Session, requested_at: datetime | None) -> Row:

@@ -1,204 +1,36 @@
-"""The API over HTTP, and its answers as types. The only module here that opens a socket."""
+"""The API over HTTP. The only module here that opens a socket."""
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from datetime import datetime
-from typing import Final, Generic, TypeVar
+from typing import Final, TypeVar
 from urllib.parse import quote
 
 import httpx
 import msgspec
 
+from dashboards.answers import (
+    PAGE_ROWS_MAX,
+    Agent,
+    Attempt,
+    Grant,
+    Health,
+    Hour,
+    Kill,
+    Moment,
+    Page,
+    Rate,
+    Session,
+    SqlAnswer,
+    Statement,
+    Touched,
+)
 from dashboards.settings import KEY_FILE_VARIABLE, Settings, SettingsRefused, operator_key
 
-# Answers are read by name. Fields that this dashboard does not know are passed over, so that an API may grow before it does; a
-# null says that something is not known, and reads as the field's default.
-
-
-class Rule(msgspec.Struct, frozen=True):
-    schema: str
-    tables: tuple[str, ...]
-    operations: tuple[str, ...]
-
-
-class Scope(msgspec.Struct, frozen=True):
-    connection: str
-    rules: tuple[Rule, ...] = ()
-    functions: tuple[str, ...] = ()
-    channels: tuple[str, ...] = ()
-    introspection: bool = False
-
-
-class Grant(msgspec.Struct, frozen=True):
-    grant: str
-    agent: str
-    scope: Scope
-    state: str  # requested | approved | denied | revoked | expired
-    reason: str = ""
-    seconds: int = 0  # life from approval; 0 = until revoked
-    requested_by: str = ""
-    requested_at: datetime | None = None
-    approver: str | None = None
-    expires_at: datetime | None = None
-
-
-class Agent(msgspec.Struct, frozen=True):
-    agent: str
-    state: str  # active | revoked | retired
-    description: str = ""
-    owner: str = ""
-    issuer: str = ""
-    client: str = ""
-    subject: str = ""
-    key_id: str = ""
-    registered_at: datetime | None = None
-    state_at: datetime | None = None
-    state_by: str = ""
-    state_reason: str = ""
-    last_seen_at: datetime | None = None
-    live_sessions: int = 0
-    statements: int = 0  # let through, in the last 24 hours
-    denied: int = 0  # in the last 24 hours
-
-
-class Session(msgspec.Struct, frozen=True):
-    session: str
-    agent: str
-    state: str = ""  # closed | killed | lost; of an open one idle | active | in transaction, or live where its gateway is silent
-    connection: str = ""
-    gateway: str = ""
-    database: str = ""
-    client: str = ""
-    opened_at: datetime | None = None
-    closed_at: datetime | None = None
-    close_reason: str = ""
-    kill_cause: str = ""
-    statements: int = 0
-    denied: int = 0
-    errors: int = 0
-    rows: int = 0
-    bytes_in: int | None = None
-    bytes_out: int | None = None
-    duration_us: int | None = None
-    task: str = ""
-    invocation: str = ""
-    on_behalf_of: str = ""
-    backend_pid: int = 0
-    method: str = ""
-    tls: str = ""
-    application_name: str = ""
-
-
-class Kill(msgspec.Struct, frozen=True):
-    """The proof of a session's end. No `backend_gone_at`: it did not come within the time limit."""
-
-    session: str
-    agent: str
-    cause: str = ""
-    reason: str = ""
-    ended_by: str = ""  # gateway | watchdog
-    requested_at: datetime | None = None
-    decided_at: datetime | None = None
-    client_closed_at: datetime | None = None
-    backend_gone_at: datetime | None = None
-
-
-class Attempt(msgspec.Struct, frozen=True):
-    """A connection that did not become a session. `claimed` was not proven."""
-
-    attempted_at: datetime
-    claimed: str = ""
-    agent: str = ""
-    connection: str = ""
-    client: str = ""
-    sqlstate: str = ""
-    reason: str = ""
-
-
-class Statement(msgspec.Struct, frozen=True):
-    started_at: datetime
-    session: str
-    agent: str
-    execution: int = 0
-    connection: str = ""
-    text: str = ""
-    text_mode: str = "full"
-    fingerprint: str = ""
-    verbs: tuple[str, ...] = ()
-    relations: tuple[str, ...] = ()
-    functions: tuple[str, ...] = ()
-    decision: str = ""  # allow | deny
-    rule: str = ""
-    reason: str = ""
-    text_bytes: int = 0  # of the whole text, where `text` is its beginning
-    outcome: str = ""  # "" while it runs
-    sqlstate: str = ""
-    tag: str = ""
-    rows: int | None = None
-    bytes_in: int | None = None
-    bytes_out: int | None = None
-    duration_us: int | None = None
-    task: str = ""
-    invocation: str = ""
-    on_behalf_of: str = ""
-    client: str = ""
-    approvers: tuple[str, ...] = ()
-
-
-class Moment(msgspec.Struct, frozen=True):
-    """One entry of a session's timeline."""
-
-    at: datetime
-    kind: str  # opened | statement | running | denied | cancel requested | end ordered | killed | lost | closed
-    text: str = ""
-    execution: int = 0
-    outcome: str = ""
-    sqlstate: str = ""
-    reason: str = ""
-    rows: int | None = None
-    duration_us: int | None = None
-
-
-class Rate(msgspec.Struct, frozen=True):
-    """One agent's minute. `statements` were let through; `denied` were not, and are not among them."""
-
-    minute_at: datetime
-    agent: str
-    statements: int = 0
-    denied: int = 0
-    errors: int = 0
-    rows: int = 0
-
-
-class Recording(msgspec.Struct, frozen=True):
-    available: bool
-    since_at: datetime | None = None
-    reason: str = ""
-    refused: int = 0
-    backlog_bytes: int = 0  # on gateways' disks, and not with the brokers yet
-
-
-class Projection(msgspec.Struct, frozen=True):
-    lag_us: int = 0  # how old the newest answer may be
-
-
-class Health(msgspec.Struct, frozen=True):
-    problems: tuple[str, ...] = ()
-    log: Recording | None = None  # None: no gateway says
-    gaps: int = 0  # places where frames are missing from the log
-    projection: Projection = Projection()
-
-
-PAGE_ROWS_MAX: Final = 1000  # the API's own bound
+THROUGH: Final = "Pgwarden-Through"  # tells the API by what way an operator looks; it records each look
 
 T = TypeVar("T")
-
-
-class Page(msgspec.Struct, Generic[T], frozen=True):
-    items: tuple[T, ...]
-    next: str | None = None
 
 
 class ApiTrouble(Exception):
@@ -213,22 +45,32 @@ class ApiUnreachable(ApiTrouble):
     """No answer that can be used: nothing on the screen can be trusted to be current."""
 
 
+class SignInOver(ApiUnreachable):
+    """The API does not take this person's token: it has run out, or they are no operator."""
+
+
 class ApiRefused(ApiTrouble):
     """The API answered, and said no. The sentence is the API's own and says what to do."""
 
 
 class Client:
-    """One for the whole process; calls may overlap. A command that is repeated with the same `request` changes nothing."""
+    """Calls may overlap. A command that is repeated with the same `request` changes nothing."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, http: httpx.Client | None = None, token: str = "") -> None:
+        """One without `http` a process; `of_person` gives those of its viewers. Without a token, the operator key acts."""
         self._settings = settings
-        self._http = httpx.Client(
+        self._token = token
+        self._http = http or httpx.Client(
             base_url=settings.api,
             timeout=httpx.Timeout(settings.answer_seconds_max, connect=settings.connect_seconds_max),
             trust_env=False,  # a proxy from the environment would see the operator key
             follow_redirects=False,  # and so would the target of a redirect
             limits=httpx.Limits(max_connections=16, max_keepalive_connections=4),
         )
+
+    def of_person(self, token: str) -> Client:
+        """The same connections, with a person's own access token in place of the operator key."""
+        return Client(self._settings, self._http, token)
 
     def close(self) -> None:
         self._http.close()
@@ -246,6 +88,9 @@ class Client:
 
     def live_sessions(self, agent: str = "", limit: int = PAGE_ROWS_MAX) -> tuple[Session, ...]:
         return self._get("/v1/sessions", {"agent": agent, "live": "true", "limit": str(limit)}, Page[Session]).items
+
+    def sessions(self, filters: Mapping[str, str], limit: int, before: str = "") -> Page[Session]:
+        return self._get("/v1/sessions", {**filters, "limit": str(limit), "before": before}, Page[Session])
 
     def session(self, session: str) -> Session:
         return self._get(f"/v1/sessions/{_part(session)}", {}, Session)
@@ -269,6 +114,18 @@ class Client:
     def kills(self, limit: int, *, agent: str = "", session: str = "") -> tuple[Kill, ...]:
         return self._get("/v1/questions/kills", {"agent": agent, "session": session, "limit": str(limit)}, Page[Kill]).items
 
+    def touched(self, agent: str, days: int, limit: int) -> tuple[Touched, ...]:
+        asked = {"agent": agent, "days": str(days), "limit": str(limit)}
+        return self._get("/v1/questions/agent_relations", asked, Page[Touched]).items
+
+    def hours(self, agent: str, days: int) -> tuple[Hour, ...]:
+        asked = {"agent": agent, "days": str(days), "limit": str(PAGE_ROWS_MAX)}
+        return self._get("/v1/questions/agent_hours", asked, Page[Hour]).items
+
+    def sql(self, sql: str) -> SqlAnswer:
+        """Rows of one SELECT; what the API refuses, it says why."""
+        return _answer("/v1/sql", self._exchange("POST", "/v1/sql", json={"sql": sql}), SqlAnswer, nulls=True)
+
     # -- commands ----------------------------------------------------------------------------------------------------------------
 
     def revoke(self, agent: str, reason: str, request: str) -> None:
@@ -286,15 +143,7 @@ class Client:
     # -- one request -------------------------------------------------------------------------------------------------------------
 
     def _get(self, path: str, params: Mapping[str, str], kind: type[T]) -> T:
-        body = self._exchange("GET", path, params={name: value for name, value in params.items() if value})
-        try:
-            return msgspec.convert(_known(msgspec.json.decode(body)), type=kind)
-        except (msgspec.MsgspecError, RecursionError) as error:
-            # the error names the field and its type, never the value
-            raise ApiUnreachable(
-                f"The API's answer to {path.rpartition('/')[0] or path} is not what this dashboard expects ({error}).",
-                "Run the API and the dashboard from the same version of pgwarden.",
-            ) from error
+        return _answer(path, self._exchange("GET", path, params={name: value for name, value in params.items() if value}), kind)
 
     def _all(self, path: str, params: Mapping[str, str], kind: type[Page[T]]) -> tuple[T, ...]:
         items: list[T] = []
@@ -310,6 +159,14 @@ class Client:
     def _post(self, path: str, body: Mapping[str, str], request: str) -> None:
         self._exchange("POST", path, json=body, headers={"Idempotency-Key": request})
 
+    def _credential(self) -> str:
+        if self._token:
+            return self._token
+        try:
+            return operator_key(self._settings.key_file)
+        except SettingsRefused as error:
+            raise ApiUnreachable("The dashboard has no operator key.", str(error)) from error
+
     def _exchange(
         self,
         method: str,
@@ -318,11 +175,7 @@ class Client:
         json: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> bytes:
-        try:
-            key = operator_key(self._settings.key_file)
-        except SettingsRefused as error:
-            raise ApiUnreachable("The dashboard has no operator key.", str(error)) from error
-        authorized = {**(headers or {}), "Authorization": f"Bearer {key}"}
+        authorized = {**(headers or {}), "Authorization": f"Bearer {self._credential()}", THROUGH: "dashboard"}
         try:
             with self._http.stream(method, path, params=params, json=json, headers=authorized) as response:
                 body = bytearray()
@@ -341,6 +194,10 @@ class Client:
                 "Start it with `pgwarden api` or `pgwarden up`; this page tries again by itself.",
             ) from error
         status = response.status_code
+        if self._token and status == 401:
+            raise SignInOver("The API does not take your sign-in any more, or does not know you as an operator.", "Sign in again.")
+        if status == 429 and path == "/v1/sql":
+            raise ApiRefused(_sentence(bytes(body), status))
         if status in (401, 429):  # 429: too many wrong keys from this address
             raise ApiUnreachable(
                 "The API does not accept this dashboard's operator key.",
@@ -351,6 +208,19 @@ class Client:
         if not 200 <= status < 300:
             raise ApiRefused(_sentence(bytes(body), status))
         return bytes(body)
+
+
+def _answer(path: str, body: bytes, kind: type[T], *, nulls: bool = False) -> T:
+    """`nulls`: a null is a value of its own, as in the rows of a query."""
+    try:
+        decoded = msgspec.json.decode(body)
+        return msgspec.convert(decoded if nulls else _known(decoded), type=kind)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        # the error names the field and its type, never the value
+        raise ApiUnreachable(
+            f"The API's answer to {path.rpartition('/')[0] or path} is not what this dashboard expects ({error}).",
+            "Run the API and the dashboard from the same version of pgwarden.",
+        ) from error
 
 
 def _known(value: object) -> object:

@@ -1,4 +1,4 @@
-"""`streamlit run dashboards/app.py`, as launch.py does it: three pages over one API."""
+"""`streamlit run dashboards/app.py`, as launch.py does it: pages over one API."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from dashboards import admission, agents, ledger, now, reach, statements
+from dashboards import admission, agents, foot, ledger, now, reach, sessions, sql, statements
 from dashboards.settings import SettingsRefused
 
 FOLDER = Path(__file__).parent
@@ -18,7 +18,9 @@ st.html(FOLDER / "style.css")
 pages = {
     "now": st.Page(now.page, title="Now", url_path="now", default=True),
     "agents": st.Page(agents.page, title="Agents", url_path="agents"),
+    "sessions": st.Page(sessions.page, title="Sessions", url_path="sessions"),
     "statements": st.Page(statements.page, title="Statements", url_path="statements"),
+    "sql": st.Page(sql.page, title="SQL", url_path="sql"),
 }
 st.session_state["pages"] = pages
 chosen = st.navigation(list(pages.values()), position="top")
@@ -30,3 +32,4 @@ else:
     if admitted:
         reach.watch()
         chosen.run()
+        foot.draw()

@@ -17,6 +17,7 @@ import streamlit as st
 from dashboards.words import one_line, visible
 
 Tone: TypeAlias = Literal["", "good", "warn", "bad", "quiet", "strong", "faint"]
+UTC_WANTED: Final = "times in UTC"  # a widget's key: app.py draws it
 CELL_CHARACTERS_MAX: Final = 400  # of one cell: no column is wider; the whole text is in the detail
 
 
@@ -141,13 +142,14 @@ class Action:
     id: str
 
 
-_Json: TypeAlias = "str | int | float | bool | list[_Json] | dict[str, _Json] | None"
+Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
 
 _FOLDER: Final = Path(__file__).parent
 _mount = st.components.v2.component(
     "pgwarden_ledger",
     css=(_FOLDER / "ledger.css").read_text("utf-8"),
-    js=(_FOLDER / "ledger.js").read_text("utf-8"),
+    # one module to the browser: ledger.js names the parts that the others draw
+    js="".join((_FOLDER / name).read_text("utf-8") for name in ("cells.js", "pictures.js", "replay.js", "ledger.js")),
     isolate_styles=True,
 )
 
@@ -164,8 +166,9 @@ def table(
     flash: bool = False,
 ) -> Action | None:
     """Draw rows; return what was pressed since the last run, once. `empty` says what to do when there are none."""
-    data: dict[str, _Json] = {
+    data: dict[str, Json] = {
         "part": "table",
+        "name": key,
         "title": title,
         "columns": [{"label": c.label, "width": c.width, "align": c.align, "title": c.title} for c in columns],
         "rows": [_row(row) for row in rows],
@@ -174,7 +177,7 @@ def table(
         "selectable": selectable,
         "flash": flash,
     }
-    action = _draw(data, key)
+    action = draw(data, key)
     if not isinstance(action, dict):
         return None
     name, row_id = action.get("name"), action.get("id")
@@ -184,31 +187,32 @@ def table(
 
 
 def strip(figures: Sequence[Figure], *, key: str) -> None:
-    items: list[_Json] = [
+    items: list[Json] = [
         {"label": f.label, "value": f.value, "unit": f.unit, "hint": visible(f.hint), "tone": f.tone} for f in figures
     ]
-    _draw({"part": "strip", "items": items}, key)
+    draw({"part": "strip", "items": items}, key)
 
 
 def banners(items: Sequence[Banner], *, key: str) -> None:
-    drawn: list[_Json] = [{"tone": b.tone, "title": visible(b.title), "text": visible(b.text)} for b in items]
-    _draw({"part": "banners", "items": drawn}, key)
+    drawn: list[Json] = [{"tone": b.tone, "title": visible(b.title), "text": visible(b.text)} for b in items]
+    draw({"part": "banners", "items": drawn}, key)
 
 
 def heading(title: str, *, key: str, below: str = "", mark: Mark | None = None) -> None:
-    drawn = None if mark is None else _cell(mark)
-    _draw({"part": "heading", "title": visible(title), "below": visible(below), "mark": drawn}, key)
+    drawn = None if mark is None else shown(mark)
+    draw({"part": "heading", "title": visible(title), "below": visible(below), "mark": drawn}, key)
 
 
 def facts(pairs: Sequence[Fact], *, key: str, title: str = "", wide: bool = False) -> None:
     """Names and values, one pair a line; two where there is room for it."""
-    _draw({"part": "facts", "title": title, "facts": [_fact(pair) for pair in pairs], "wide": wide}, key)
+    draw({"part": "facts", "title": title, "facts": [fact(pair) for pair in pairs], "wide": wide}, key)
 
 
-def _draw(data: dict[str, _Json], key: str) -> object:
+def draw(data: dict[str, Json], key: str) -> object:
+    """Mount one part of ledger.js; the caller made its texts visible, and trusts nothing that comes back."""
     result = _mount(
         key=key,
-        data={**data, "now": datetime.now(UTC).timestamp() * 1000},
+        data={**data, "now": datetime.now(UTC).timestamp() * 1000, "utc": in_utc()},
         on_action_change=_nothing,
         width="stretch",
         height="content",
@@ -216,34 +220,39 @@ def _draw(data: dict[str, _Json], key: str) -> object:
     return result.get("action")
 
 
+def in_utc() -> bool:
+    """Whether this viewer wants times in UTC instead of the browser's zone; UTC is at hand either way."""
+    return st.session_state.get(UTC_WANTED, False) is True
+
+
 def _nothing() -> None:
     """A trigger needs a callback to be declared; its value is read from the result."""
 
 
-def _row(row: Row) -> _Json:
+def _row(row: Row) -> Json:
     return {
         "id": row.id,
-        "cells": [_cell(cell) for cell in row.cells],
+        "cells": [shown(cell) for cell in row.cells],
         "detail": None if row.detail is None else _detail(row.detail),
         "tone": row.tone,
         "selected": row.selected,
     }
 
 
-def _detail(detail: Detail) -> _Json:
+def _detail(detail: Detail) -> Json:
     return {
         "text": visible(detail.text.strip("\r\n"), lines=True),
         "note": visible(detail.note),
-        "facts": [_fact(pair) for pair in detail.facts],
+        "facts": [fact(pair) for pair in detail.facts],
         "actions": [{"name": name, "label": label} for name, label in detail.actions],
     }
 
 
-def _fact(pair: Fact) -> _Json:
-    return {"label": pair.label, "cell": _cell(pair.cell, characters_max=4000)}
+def fact(pair: Fact) -> Json:
+    return {"label": pair.label, "cell": shown(pair.cell, characters_max=4000)}
 
 
-def _cell(cell: Cell, characters_max: int = CELL_CHARACTERS_MAX) -> dict[str, _Json]:
+def shown(cell: Cell, characters_max: int = CELL_CHARACTERS_MAX) -> dict[str, Json]:
     def short(text: str) -> str:
         return text if len(text) <= characters_max else f"{text[: characters_max - 1]}…"
 

@@ -9,8 +9,9 @@ from typing import Final
 
 import streamlit as st
 
-from dashboards import ledger, reach, statements
-from dashboards.api_client import ApiTrouble, Attempt, Health, Rate, Session, Statement
+from dashboards import ledger, links, reach, sessions, statements
+from dashboards.answers import Attempt, Health, Rate, Session, Statement
+from dashboards.api_client import ApiTrouble
 from dashboards.ledger import Bars, Column, Detail, Fact, Figure, Mark, Mono, Number, Row, Sql, Text, Time, Tone
 from dashboards.settings import DEFAULTS
 from dashboards.words import duration, number, plural, size
@@ -60,7 +61,7 @@ def _live() -> None:
             flash=True,
         )
         if pressed is not None:
-            statements.open_timeline(pressed.id)
+            links.to_session(pressed.id)
     with right:
         pressed = ledger.table(
             REFUSAL_COLUMNS,
@@ -72,7 +73,7 @@ def _live() -> None:
             flash=True,
         )
         if pressed is not None and pressed.name == "timeline":
-            statements.open_timeline(statements.session_of(pressed.id))
+            links.to_session(statements.session_of(pressed.id))
 
 
 SESSION_COLUMNS: Final = (
@@ -80,12 +81,12 @@ SESSION_COLUMNS: Final = (
     Column("State", 104),
     Column("Connection", 80),
     Column("Client", 138, title="The client's address and port, as the gateway saw it"),
-    Column("Since (UTC)", 152),
+    Column("Since", 152),
     Column("Statements", 80, "right"),
     Column("Refused", 66, "right"),
 )
 
-REFUSAL_COLUMNS: Final = (Column("Time (UTC)", 152), Column("Agent", 104), Column("What, and why not"))
+REFUSAL_COLUMNS: Final = (Column("Time", 152), Column("Agent", 104), Column("What, and why not"))
 
 RATE_COLUMNS: Final = (
     Column("Agent", 150),
@@ -144,7 +145,7 @@ def session_row(session: Session) -> Row:
             Number(number(session.statements)),
             Number(number(session.denied), "bad" if session.denied else "faint"),
         ),
-        detail=statements.session_detail(session),
+        detail=sessions.session_detail(session),
     )
 
 

@@ -11,7 +11,8 @@ from typing import Final
 import streamlit as st
 
 from dashboards import ledger
-from dashboards.api_client import ApiTrouble, Client, Health
+from dashboards.answers import Health
+from dashboards.api_client import ApiTrouble, Client
 from dashboards.ledger import Banner
 from dashboards.settings import DEFAULTS, Settings, settings
 from dashboards.words import ago, plural, utc

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 API_VARIABLE = "PGWARDEN_API"
 KEY_FILE_VARIABLE = "PGWARDEN_OPERATOR_KEY_FILE"
 ACCESS_FILE_VARIABLE = "PGWARDEN_DASHBOARD_ACCESS_FILE"
+SIGN_IN_VARIABLE = "PGWARDEN_DASHBOARD_SIGN_IN"
 SECRET_BYTES_MAX = 4096
 ACCESS_CHARACTERS_MIN = 32  # 128 bits in hexadecimal
 
@@ -22,6 +23,7 @@ class Settings:
     api: str = "http://127.0.0.1:8470"  # base URL of the API
     key_file: Path | None = None  # holds the operator key; 0600
     access_file: Path | None = None  # holds what a browser must show; 0600. None: whoever reaches the port acts as the operator
+    sign_in: str = ""  # the name of the provider in Streamlit's secrets; "": no sign-in, the operator key acts for every viewer
     connect_seconds_max: float = 1.0  # the API is on this machine: a slower answer is an outage worth showing
     answer_seconds_max: float = 5.0  # one answer; the API's own cap on a query is shorter
     answer_bytes_max: int = 16 * 2**20  # one answer; Streamlit's own limit for a message to a browser is 200 MB
@@ -44,7 +46,7 @@ class SettingsRefused(Exception):
 
 
 def settings(environment: Mapping[str, str]) -> Settings:
-    """Read the three variables; the key file itself is read for each request, so that a replaced key works at once.
+    """Read the variables; the key file itself is read for each request, so that a replaced key works at once.
 
     Raises:
         SettingsRefused: A variable cannot be used.
@@ -57,7 +59,12 @@ def settings(environment: Mapping[str, str]) -> Settings:
         # the operator key travels with each request
         raise SettingsRefused(f"{API_VARIABLE} leads off this machine in clear: use https://.")
     key, access = environment.get(KEY_FILE_VARIABLE, ""), environment.get(ACCESS_FILE_VARIABLE, "")
-    return Settings(api=api, key_file=Path(key) if key else None, access_file=Path(access) if access else None)
+    return Settings(
+        api=api,
+        key_file=Path(key) if key else None,
+        access_file=Path(access) if access else None,
+        sign_in=environment.get(SIGN_IN_VARIABLE, ""),
+    )
 
 
 def operator_key(file: Path | None) -> str:

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import streamlit as st
 
-from dashboards import ledger, reach
-from dashboards.api_client import ApiRefused, ApiTrouble, Kill, Moment, Session, Statement
+from dashboards import filters, ledger, links, reach
+from dashboards.answers import Statement
+from dashboards.api_client import ApiRefused, ApiTrouble
 from dashboards.ledger import Action, Banner, Column, Detail, Fact, Mark, Mono, Number, Row, Sql, Text, Time, Tone
-from dashboards.words import cut, duration, listing, number, plural, size, visible
+from dashboards.words import cut, duration, listing, number, size, visible
 
-SPANS: Final[dict[str, timedelta | None]] = {
-    "15 minutes": timedelta(minutes=15),
-    "1 hour": timedelta(hours=1),
-    "1 day": timedelta(days=1),
-    "7 days": timedelta(days=7),
-    "all time": None,
-}
 DECISIONS: Final[dict[str, str]] = {"any": "", "allowed": "allow", "refused": "deny"}
 OUTCOMES: Final = ("any", "running", "ok", "error", "skipped", "suspended", "unknown")
 TIMELINE: Final = ("timeline", "Timeline of this session")
+ALONE: Final = ("alone", "Its own address")
 WHOLE: Final = ("whole", "Whole statement")
 
-_OUTCOME_TONES: Final[dict[str, Tone]] = {
+OUTCOME_TONES: Final[dict[str, Tone]] = {
     "ok": "good",
     "error": "warn",
     "skipped": "quiet",
@@ -35,21 +28,19 @@ _OUTCOME_TONES: Final[dict[str, Tone]] = {
 
 
 def page() -> None:
-    session = st.query_params.get("session", "")
-    if session:
-        _timeline(session)
+    session, execution = st.query_params.get("session", ""), st.query_params.get("execution", "")
+    if session and execution:
+        _one(session, execution)
+    elif session:
+        links.to_session(session)  # where the timelines of sessions stood once
     else:
         _search()
-
-
-def open_timeline(session: str) -> None:
-    st.switch_page(st.session_state["pages"]["statements"], query_params={"session": session})
 
 
 # -- search ----------------------------------------------------------------------------------------------------------------------
 
 COLUMNS: Final = (
-    Column("Time (UTC)", 160),
+    Column("Time", 160),
     Column("Agent", 120),
     Column("Result", 104),
     Column("Statement"),
@@ -61,15 +52,11 @@ COLUMNS: Final = (
 
 def _search() -> None:
     api, chosen = reach.client(), reach.chosen()
-    try:
-        names = tuple(agent.agent for agent in api.agents())
-    except ApiTrouble as error:
-        reach.trouble(error, "statements")
-        return
-    filters = _filters(names)
+    ledger.heading("Statements", key="page", below="Each execution that an agent asked for, let through or refused.")
+    given = _filters()
     before = st.query_params.get("before", "")
     try:
-        found = api.statements(filters, chosen.page_rows, before)
+        found = api.statements(given, chosen.page_rows, before)
     except ApiRefused as error:
         ledger.banners([Banner("warn", "The API refused this search.", str(error))], key="refused")
         return
@@ -81,56 +68,39 @@ def _search() -> None:
         [statement_row(statement) for statement in found.items],
         key="statements",
         empty="No statement fits. Take a filter away, or choose a longer time."
-        if filters
+        if given
         else "No statement is recorded yet. Each one that an agent sends through the gateway appears here.",
     )
     if pressed is not None:
-        _open(pressed)
-    _paging(found.next, before, len(found.items))
+        open_action(pressed)
+    filters.paging(found.next, before, len(found.items), "Press a row to see the whole statement.")
 
 
-def _filters(agents: tuple[str, ...]) -> dict[str, str]:
+def _filters() -> dict[str, str]:
     with st.container(key="filters"):
-        columns = st.columns([3, 1.5, 1, 1, 1.6, 1.1], gap="small")
-        text = columns[0].text_input("Text in the statement", key="text", bind="query-params", max_chars=500, on_change=_first_page)
-        agent = columns[1].selectbox(
-            "Agent", ("any", *agents), key="agent", bind="query-params", on_change=_first_page, accept_new_options=False
+        columns = st.columns([3, 1.5, 1, 1], gap="small")
+        text = filters.text(columns[0], "Text in the statement", "text", characters_max=500)
+        agent = filters.text(columns[1], "Agent", "agent", placeholder="its whole name")
+        decision = columns[2].selectbox(
+            "Decision", tuple(DECISIONS), key="decision", bind="query-params", on_change=filters.first_page
         )
-        decision = columns[2].selectbox("Decision", tuple(DECISIONS), key="decision", bind="query-params", on_change=_first_page)
-        outcome = columns[3].selectbox("Outcome", OUTCOMES, key="outcome", bind="query-params", on_change=_first_page)
-        relation = columns[4].text_input(
-            "Table or view", key="relation", bind="query-params", max_chars=200, placeholder="public.orders", on_change=_first_page
-        )
-        span = columns[5].selectbox(
-            "Within the last", tuple(SPANS), index=2, key="span", bind="query-params", on_change=_first_page
-        )
-    length = SPANS[span]
-    since = "" if length is None else str(int((datetime.now(UTC) - length).timestamp() * 1_000_000))
+        outcome = columns[3].selectbox("Outcome", OUTCOMES, key="outcome", bind="query-params", on_change=filters.first_page)
+        columns = st.columns([1.5, 1.5, 1.5, 1], gap="small")
+        relation = filters.text(columns[0], "Table or view", "relation", placeholder="public.orders")
+        task = filters.text(columns[1], "Task", "task")
+        approver = filters.text(columns[2], "Approver of a grant", "approver")
+        since = filters.since(columns[3], 2)
     chosen = {
-        "text": text or "",
-        "agent": "" if agent == "any" else agent,
+        "text": text,
+        "agent": agent,
         "decision": DECISIONS[decision],
         "outcome": "" if outcome == "any" else outcome,
-        "relation": relation or "",
+        "relation": relation,
+        "task": task,
+        "approver": approver,
         "since_us": since,
     }
     return {name: value for name, value in chosen.items() if value}
-
-
-def _first_page() -> None:
-    """Another search starts at its newest statement."""
-    st.query_params.pop("before", None)
-
-
-def _paging(following: str | None, before: str, shown: int) -> None:
-    with st.container(horizontal=True, vertical_alignment="center", key="paging"):
-        if st.button("Newest", key="newest"):
-            _first_page()
-            st.rerun()
-        if st.button("Older", disabled=not following, key="older"):
-            st.query_params["before"] = following or ""
-            st.rerun()
-        st.caption(f"{number(shown)} shown, newest first. Press a row to see the whole statement.")
 
 
 def statement_id(statement: Statement) -> str:
@@ -146,7 +116,7 @@ def result(statement: Statement) -> Mark:
         return Mark("refused", "bad")
     if not statement.outcome:
         return Mark("running", "quiet")
-    return Mark(statement.outcome, _OUTCOME_TONES.get(statement.outcome, "warn"))
+    return Mark(statement.outcome, OUTCOME_TONES.get(statement.outcome, "warn"))
 
 
 def statement_row(statement: Statement) -> Row:
@@ -177,7 +147,7 @@ def sql_cell(statement: Statement) -> Sql | Text:
     return Text(f"{' '.join(statement.verbs)} (only its fingerprint {statement.fingerprint or '?'} is kept)", "faint")
 
 
-def statement_detail(statement: Statement, *, actions: tuple[tuple[str, str], ...] = (TIMELINE,)) -> Detail:
+def statement_detail(statement: Statement, *, actions: tuple[tuple[str, str], ...] = (TIMELINE, ALONE)) -> Detail:
     text, _ = cut(statement.text)
     left_off_bytes = statement.text_bytes - len(text.encode("utf-8", "replace")) if text else 0
     cut_short = left_off_bytes > 0
@@ -192,6 +162,9 @@ def statement_detail(statement: Statement, *, actions: tuple[tuple[str, str], ..
 def statement_facts(statement: Statement) -> tuple[Fact, ...]:
     refused = statement.decision == "deny"
     facts = (
+        Fact("Time", Time(statement.started_at, fine=True)),
+        Fact("Agent", Text(statement.agent)),
+        Fact("Result", result(statement)),
         Fact("Session", Mono(statement.session)),
         Fact("Connection", Text(statement.connection)),
         Fact("Decision", Text("refused", "bad") if refused else Text("allowed", "good")),
@@ -201,6 +174,7 @@ def statement_facts(statement: Statement) -> tuple[Fact, ...]:
         Fact("SQLSTATE", Mono(statement.sqlstate or "–")),
         Fact("Answer", Text(statement.tag or "–")),
         Fact("Task", Text(statement.task or "–")),
+        Fact("Approved by", Text(listing(statement.approvers) or "–")),
         Fact("On behalf of", Text(statement.on_behalf_of or "–")),
         Fact("Client", Mono(statement.client or "–")),
         Fact("Fingerprint", Mono(statement.fingerprint or "–")),
@@ -208,9 +182,11 @@ def statement_facts(statement: Statement) -> tuple[Fact, ...]:
     return (Fact("Why", Text(statement.reason, "bad")), *facts) if statement.reason else facts
 
 
-def _open(pressed: Action) -> None:
+def open_action(pressed: Action) -> None:
     if pressed.name == TIMELINE[0]:
-        open_timeline(session_of(pressed.id))
+        links.to_session(session_of(pressed.id))
+    elif pressed.name == ALONE[0]:
+        links.to_statement(session_of(pressed.id), int(pressed.id.rpartition("/")[2]))
     elif pressed.name == WHOLE[0]:
         _whole(pressed.id)
 
@@ -218,9 +194,27 @@ def _open(pressed: Action) -> None:
 @st.dialog("Statement", width="large")
 def _whole(row_id: str) -> None:
     session, _, execution = row_id.rpartition("/")
+    _read(session, execution)
+
+
+def _one(session: str, execution: str) -> None:
+    with st.container(horizontal=True):
+        if st.button("All statements", key="back", icon=":material/arrow_back:", type="tertiary"):
+            st.query_params.clear()
+            st.rerun()
+        if st.button("Its session", key="its session", type="tertiary"):
+            links.to_session(session)
+    ledger.heading("One statement", key="page", below=f"Execution {execution} of session {session}")
+    _read(session, execution)
+
+
+def _read(session: str, execution: str) -> None:
     api, chosen = reach.client(), reach.chosen()
     try:
         statement = api.statement(session, execution)
+    except ApiRefused as error:
+        ledger.banners([Banner("warn", "This statement is not to be seen.", str(error))], key="whole refused")
+        return
     except ApiTrouble as error:
         reach.trouble(error, "whole")
         return
@@ -229,148 +223,3 @@ def _whole(row_id: str) -> None:
     if left_off:
         st.caption(f"{number(left_off)} more characters are not shown: ask the API for this statement.")
     ledger.facts(statement_facts(statement), key="whole facts", wide=True)
-
-
-# -- timeline --------------------------------------------------------------------------------------------------------------------
-
-
-def session_detail(session: Session) -> Detail:
-    return Detail(
-        facts=(
-            Fact("Session", Mono(session.session)),
-            Fact("Gateway", Text(session.gateway or "–")),
-            Fact("Backend process", Text(str(session.backend_pid) if session.backend_pid else "–")),
-            Fact("Task", Text(session.task or "–")),
-            Fact("On behalf of", Text(session.on_behalf_of or "–")),
-            Fact("Invocation", Text(session.invocation or "–")),
-            Fact("Database", Text(session.database or "–")),
-            Fact("Proven by", Text(session.method or "–")),
-            Fact("Encryption", Text(session.tls or "none")),
-        ),
-        actions=(TIMELINE,),
-    )
-
-
-SESSION_TONES: Final[dict[str, Tone]] = {"active": "good", "in transaction": "warn", "killed": "bad", "lost": "warn"}
-MOMENT_TONES: Final[dict[str, Tone]] = {
-    "denied": "bad",
-    "killed": "bad",
-    "end ordered": "warn",
-    "cancel requested": "warn",
-    "lost": "warn",
-}
-
-MOMENT_COLUMNS: Final = (
-    Column("Time (UTC)", 112),
-    Column("After opening", 106, "right"),
-    Column("What", 132),
-    Column("Statement, or what happened"),
-    Column("Rows", 84, "right"),
-    Column("Time taken", 96, "right"),
-)
-
-
-def _timeline(session: str) -> None:
-    api, chosen = reach.client(), reach.chosen()
-    if st.button("All statements", key="back", icon=":material/arrow_back:", type="tertiary"):
-        st.query_params.clear()
-        st.rerun()
-    before = st.query_params.get("before", "")
-    try:
-        found = api.session(session)
-        page = api.timeline(session, chosen.timeline_rows, before)
-        kills = api.kills(1, session=session)
-    except ApiTrouble as error:
-        reach.trouble(error, "timeline")
-        return
-    ledger.heading(
-        found.agent,
-        key="session heading",
-        below=f"Session {found.session}",
-        mark=Mark(found.state or "open", SESSION_TONES.get(found.state, "quiet")),
-    )
-    ledger.facts(session_facts(found, kills), key="session", wide=True)
-    pressed = ledger.table(
-        MOMENT_COLUMNS,
-        [moment_row(moment, found) for moment in page.items],
-        key="timeline",
-        title="Timeline",
-        empty="Nothing is recorded of this session here. Go back to its beginning.",
-    )
-    if pressed is not None:
-        _open(pressed)
-    with st.container(horizontal=True, vertical_alignment="center", key="timeline paging"):
-        if st.button("From the beginning" if before else "Refresh", key="beginning"):
-            _first_page()
-            st.rerun()
-        if st.button("Later", disabled=page.next is None, key="later"):
-            st.query_params["before"] = page.next or ""
-            st.rerun()
-        st.caption(f"{number(len(page.items))} shown, oldest first.")
-
-
-def session_facts(session: Session, kills: Sequence[Kill]) -> list[Fact]:
-    life = duration(session.duration_us) if session.duration_us is not None else "–"
-    volume = f"{plural(session.statements, 'statement')}, {number(session.denied)} refused, {plural(session.errors, 'error')}"
-    facts = [
-        Fact("Opened", Time(session.opened_at)),
-        Fact("Closed", Time(session.closed_at, none="it is open")),
-        Fact("Lasted", Text(life)),
-        Fact("Ended by", Text(session.kill_cause or session.close_reason or "–")),
-        Fact("Did", Text(volume)),
-        Fact("Rows", Text(number(session.rows))),
-        Fact("Connection", Text(f"{session.connection} (database {session.database})")),
-        Fact("Client", Mono(session.client)),
-        Fact("Task", Text(session.task or "–")),
-        Fact("On behalf of", Text(session.on_behalf_of or "–")),
-        Fact("Invocation", Text(session.invocation or "–")),
-        Fact("Application", Text(session.application_name or "–")),
-        Fact("Proven by", Text(session.method or "–")),
-        Fact("Encryption", Text(session.tls or "none")),
-    ]
-    for kill in kills:
-        gone = (
-            Text("not proven: look at pg_stat_activity", "bad")
-            if kill.backend_gone_at is None
-            else Time(kill.backend_gone_at, fine=True)
-        )
-        facts += [
-            Fact("End requested", Time(kill.requested_at, fine=True)),
-            Fact("Decided", Time(kill.decided_at, fine=True)),
-            Fact("Client closed", Time(kill.client_closed_at, fine=True)),
-            Fact("Backend gone", gone),
-            Fact("Reason", Text(kill.reason or "–")),
-        ]
-    return facts
-
-
-def moment_row(moment: Moment, session: Session) -> Row:
-    after = moment.at - session.opened_at if session.opened_at else timedelta()
-    asked = moment.kind in ("statement", "running", "denied")
-    note = moment.reason if moment.kind == "denied" else moment.sqlstate if moment.outcome == "error" else ""
-    told = f"{moment.text}{': ' if moment.text and moment.reason else ''}{moment.reason}"
-    ran = moment.kind == "statement"
-    return Row(
-        id=f"{session.session}/{moment.execution}" if asked else f"{session.session}/{moment.kind}/{moment.at.timestamp()}",
-        cells=(
-            Time(moment.at, fine=True),
-            Number(f"+{duration(max(0, after // timedelta(microseconds=1)))}"),
-            moment_mark(moment),
-            Sql(moment.text, note) if asked else Text(told, "faint"),
-            Number(number(moment.rows)) if ran and moment.rows is not None else Number("–", "faint"),
-            Number(duration(moment.duration_us)) if ran and moment.duration_us is not None else Number("–", "faint"),
-        ),
-        detail=Detail(text=cut(moment.text)[0], facts=_moment_facts(moment), actions=(WHOLE,)) if asked else None,
-        tone="bad" if moment.kind in ("denied", "killed") else "warn" if moment.outcome == "error" else "",
-    )
-
-
-def moment_mark(moment: Moment) -> Mark:
-    if moment.kind == "statement":
-        return Mark(moment.outcome, _OUTCOME_TONES.get(moment.outcome, "warn"))
-    return Mark("refused" if moment.kind == "denied" else moment.kind, MOMENT_TONES.get(moment.kind, "quiet"))
-
-
-def _moment_facts(moment: Moment) -> tuple[Fact, ...]:
-    facts = (Fact("SQLSTATE", Mono(moment.sqlstate or "–")), Fact("Execution", Text(number(moment.execution))))
-    return (Fact("Why", Text(moment.reason, "bad")), *facts) if moment.reason else facts

@@ -4,8 +4,22 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from dashboards import agents, now, reach, statements
-from dashboards.api_client import Agent, Attempt, Grant, Health, Kill, Moment, Rate, Recording, Rule, Scope, Session, Statement
+from dashboards import agents, moments, now, reach, sql, statements
+from dashboards.answers import (
+    Agent,
+    Attempt,
+    Grant,
+    Health,
+    Kill,
+    Moment,
+    Rate,
+    Recording,
+    Rule,
+    Scope,
+    Session,
+    SqlColumn,
+    Statement,
+)
 from dashboards.ledger import Bars, Mark, Number, Sql, Text, Time
 
 NOW = datetime(2026, 7, 30, 14, 2, 7, tzinfo=UTC)
@@ -193,7 +207,7 @@ def test_a_long_statement_is_cut_and_the_whole_is_a_press_away() -> None:
 def test_a_statement_that_is_shown_whole_offers_no_more() -> None:
     detail = statements.statement_detail(statement(text="SELECT 'ä'", text_bytes=11))
     assert detail.note == ""
-    assert detail.actions == (statements.TIMELINE,)
+    assert detail.actions == (statements.TIMELINE, statements.ALONE)
 
 
 def test_a_statement_whose_text_is_not_kept_shows_its_fingerprint() -> None:
@@ -219,7 +233,7 @@ def test_refused_statements_and_connections_come_in_one_list_newest_first() -> N
 def test_a_moment_stands_at_its_distance_from_the_opening() -> None:
     session = Session("s1", "reporter", opened_at=NOW)
     moment = Moment(NOW + timedelta(milliseconds=1500), "statement", "SELECT 1", 7, outcome="error", sqlstate="42P01")
-    row = statements.moment_row(moment, session)
+    row = moments.moment_row(moment, session)
     assert row.cells[1] == Number("+1.50 s")
     assert row.cells[2] == Mark("error", "warn")
     assert row.cells[3] == Sql("SELECT 1", "42P01")
@@ -228,6 +242,20 @@ def test_a_moment_stands_at_its_distance_from_the_opening() -> None:
 
 def test_what_happened_to_a_session_is_told_with_its_reason() -> None:
     session = Session("s1", "reporter", opened_at=NOW)
-    row = statements.moment_row(Moment(NOW, "end ordered", "agent revoked", reason="reads payroll"), session)
+    row = moments.moment_row(Moment(NOW, "end ordered", "agent revoked", reason="reads payroll"), session)
     assert row.cells[2:4] == (Mark("end ordered", "warn"), Text("agent revoked: reads payroll", "faint"))
     assert row.detail is None
+
+
+# -- SQL -------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_value_of_an_answer_is_drawn_by_its_type() -> None:
+    moment, text, whole = SqlColumn("at", "TIMESTAMP"), SqlColumn("text", "VARCHAR"), SqlColumn("n", "BIGINT")
+    assert sql.cell(None, text) == Text("null", "faint")
+    assert sql.cell("2026-07-30T14:02:07Z", moment) == Time(NOW, fine=True)
+    assert sql.cell("2026-07-30T14:02:07", moment) == Time(NOW, fine=True)
+    assert sql.cell("no time", moment) == Text("no time")
+    assert sql.cell(1234567, whole) == Number("1,234,567")
+    assert sql.cell(["a", 1, None], SqlColumn("list", "VARCHAR[]")) == Sql('["a",1,null]')
+    assert not sql.numeric(SqlColumn("counts", "BIGINT[]"))

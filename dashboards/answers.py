@@ -1,0 +1,226 @@
+"""The API's answers as types."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Final, Generic, TypeVar
+
+import msgspec
+
+# Answers are read by name. Fields that this dashboard does not know are passed over, so that an API may grow before it does; a
+# null says that something is not known, and reads as the field's default.
+
+
+class Rule(msgspec.Struct, frozen=True):
+    schema: str
+    tables: tuple[str, ...]
+    operations: tuple[str, ...]
+
+
+class Scope(msgspec.Struct, frozen=True):
+    connection: str
+    rules: tuple[Rule, ...] = ()
+    functions: tuple[str, ...] = ()
+    channels: tuple[str, ...] = ()
+    introspection: bool = False
+
+
+class Grant(msgspec.Struct, frozen=True):
+    grant: str
+    agent: str
+    scope: Scope
+    state: str  # requested | approved | denied | revoked | expired
+    reason: str = ""
+    seconds: int = 0  # life from approval; 0 = until revoked
+    requested_by: str = ""
+    requested_at: datetime | None = None
+    approver: str | None = None
+    expires_at: datetime | None = None
+
+
+class Agent(msgspec.Struct, frozen=True):
+    agent: str
+    state: str  # active | revoked | retired
+    description: str = ""
+    owner: str = ""
+    issuer: str = ""
+    client: str = ""
+    subject: str = ""
+    key_id: str = ""
+    registered_at: datetime | None = None
+    state_at: datetime | None = None
+    state_by: str = ""
+    state_reason: str = ""
+    last_seen_at: datetime | None = None
+    live_sessions: int = 0
+    statements: int = 0  # let through, in the last 24 hours
+    denied: int = 0  # in the last 24 hours
+
+
+class Session(msgspec.Struct, frozen=True):
+    session: str
+    agent: str
+    state: str = ""  # closed | killed | lost; of an open one idle | active | in transaction, or live where its gateway is silent
+    connection: str = ""
+    gateway: str = ""
+    database: str = ""
+    client: str = ""
+    opened_at: datetime | None = None
+    closed_at: datetime | None = None
+    close_reason: str = ""
+    kill_cause: str = ""
+    statements: int = 0
+    denied: int = 0
+    errors: int = 0
+    rows: int = 0
+    bytes_in: int | None = None
+    bytes_out: int | None = None
+    duration_us: int | None = None
+    task: str = ""
+    invocation: str = ""
+    on_behalf_of: str = ""
+    backend_pid: int = 0
+    method: str = ""
+    tls: str = ""
+    application_name: str = ""
+
+
+class Kill(msgspec.Struct, frozen=True):
+    """The proof of a session's end. No `backend_gone_at`: it did not come within the time limit."""
+
+    session: str
+    agent: str
+    cause: str = ""
+    reason: str = ""
+    ended_by: str = ""  # gateway | watchdog
+    requested_at: datetime | None = None
+    decided_at: datetime | None = None
+    client_closed_at: datetime | None = None
+    backend_gone_at: datetime | None = None
+
+
+class Attempt(msgspec.Struct, frozen=True):
+    """A connection that did not become a session. `claimed` was not proven."""
+
+    attempted_at: datetime
+    claimed: str = ""
+    agent: str = ""
+    connection: str = ""
+    client: str = ""
+    sqlstate: str = ""
+    reason: str = ""
+
+
+class Statement(msgspec.Struct, frozen=True):
+    started_at: datetime
+    session: str
+    agent: str
+    execution: int = 0
+    connection: str = ""
+    text: str = ""
+    text_mode: str = "full"
+    fingerprint: str = ""
+    verbs: tuple[str, ...] = ()
+    relations: tuple[str, ...] = ()
+    functions: tuple[str, ...] = ()
+    decision: str = ""  # allow | deny
+    rule: str = ""
+    reason: str = ""
+    text_bytes: int = 0  # of the whole text, where `text` is its beginning
+    outcome: str = ""  # "" while it runs
+    sqlstate: str = ""
+    tag: str = ""
+    rows: int | None = None
+    bytes_in: int | None = None
+    bytes_out: int | None = None
+    duration_us: int | None = None
+    task: str = ""
+    invocation: str = ""
+    on_behalf_of: str = ""
+    client: str = ""
+    approvers: tuple[str, ...] = ()
+
+
+class Moment(msgspec.Struct, frozen=True):
+    """One entry of a session's timeline."""
+
+    at: datetime
+    kind: str  # opened | statement | running | denied | cancel requested | end ordered | killed | lost | closed
+    text: str = ""
+    execution: int = 0
+    outcome: str = ""
+    sqlstate: str = ""
+    reason: str = ""
+    rows: int | None = None
+    duration_us: int | None = None
+
+
+class Rate(msgspec.Struct, frozen=True):
+    """One agent's minute. `statements` were let through; `denied` were not, and are not among them."""
+
+    minute_at: datetime
+    agent: str
+    statements: int = 0
+    denied: int = 0
+    errors: int = 0
+    rows: int = 0
+
+
+class Recording(msgspec.Struct, frozen=True):
+    available: bool
+    since_at: datetime | None = None
+    reason: str = ""
+    refused: int = 0
+    backlog_bytes: int = 0  # on gateways' disks, and not with the brokers yet
+
+
+class Touched(msgspec.Struct, frozen=True):
+    """A table that an agent touched."""
+
+    relation: str
+    verbs: tuple[str, ...] = ()
+    statements: int = 0
+    denied: int = 0
+    rows: int = 0
+    first_at: datetime | None = None
+    last_at: datetime | None = None
+
+
+class Hour(msgspec.Struct, frozen=True):
+    """Statements of an agent in one hour of the week, UTC."""
+
+    hour: int  # 0 = Monday 0:00 to 1:00
+    statements: int = 0
+
+
+class SqlColumn(msgspec.Struct, frozen=True):
+    name: str
+    type: str
+
+
+class SqlAnswer(msgspec.Struct, frozen=True):
+    columns: tuple[SqlColumn, ...]
+    rows: tuple[tuple[object, ...], ...]
+    truncated: bool = False
+    snapshot_at: str = ""
+
+
+class Projection(msgspec.Struct, frozen=True):
+    lag_us: int = 0  # how old the newest answer may be
+
+
+class Health(msgspec.Struct, frozen=True):
+    problems: tuple[str, ...] = ()
+    log: Recording | None = None  # None: no gateway says
+    gaps: int = 0  # places where frames are missing from the log
+    projection: Projection = Projection()
+
+
+PAGE_ROWS_MAX: Final = 1000  # the API's own bound
+
+T = TypeVar("T")
+
+
+class Page(msgspec.Struct, Generic[T], frozen=True):
+    items: tuple[T, ...]
+    next: str | None = None

@@ -1,0 +1,64 @@
+"""One house and one browser for all tests of the pages."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import BrowserContext, Dialog, Request, expect, sync_playwright
+
+from tests.dashboards.house import CHROMIUM, FLAGS, Gateway, House, Screen, standing
+
+
+@pytest.fixture(scope="session")
+def house() -> Iterator[House]:
+    with standing() as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def gateway(house: House) -> Iterator[Gateway]:
+    made = Gateway(house.folder / "state", house.projected)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[BrowserContext]:
+    with sync_playwright() as playwright, tempfile.TemporaryDirectory(prefix="pgwarden-browser-") as profile:
+        context = playwright.chromium.launch_persistent_context(
+            profile,
+            executable_path=CHROMIUM,
+            headless=True,
+            args=list(FLAGS),
+            viewport={"width": 1440, "height": 1000},
+            timezone_id="Asia/Kolkata",
+        )
+        context.set_default_timeout(15_000)
+        expect.set_options(timeout=15_000)  # a page takes a tenth of it; two busy cores take what they like
+        yield context
+        context.close()
+
+
+@pytest.fixture
+def screen(house: House, browser: BrowserContext) -> Iterator[Screen]:
+    page = browser.new_page()
+    made = Screen(page, house.url, [], [])
+
+    def asked(request: Request) -> None:
+        parts = urlsplit(request.url)
+        if parts.scheme not in ("data", "blob") and parts.hostname != "127.0.0.1":
+            made.strayed.append(request.url)
+
+    def alerted(dialog: Dialog) -> None:
+        made.alerts.append(dialog.message)
+        dialog.dismiss()
+
+    page.on("request", asked)
+    page.on("dialog", alerted)
+    yield made
+    page.close()
+    assert made.strayed == []
+    assert made.alerts == []
