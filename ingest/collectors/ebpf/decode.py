@@ -1,0 +1,500 @@
+"""Ring bytes -> observations. Pure: bytes and the clocks' distance in, events out; all that it remembers has a bound.
+
+A session's records come in the order of their `sequence`. A number that is missing is a record that found no room: its header
+is in the spill ring, or was lost as well, and either way the gap is the session's own.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from struct import error as StructError
+from typing import Final
+
+from ingest.collectors.collector import Observation, digest
+from ingest.collectors.ebpf import layout
+from ingest.events import ObservationGap, SessionObserved, SessionUnobserved, StatementObserved
+
+_EPOCH_OF_POSTGRES_US: Final = 946_684_800_000_000  # 2000-01-01
+_BLANK: Final = re.compile(rb"(?:[\s;]++|--[^\n\r]*+|/\*(?:[^*]|\*(?!/))*+\*/)*+")
+_AF_UNIX: Final = 1
+_AF_INET: Final = 2
+_AF_INET6: Final = 10
+
+
+class RingInvalid(Exception):
+    """These are not bytes that the program writes."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeSettings:
+    sessions_max: int = 20_000  # the program keeps 16,384; beyond it the one longest silent is forgotten
+    connections_max: int = 20_000  # made, and not yet a session
+    text_bytes_max: int = 64 * 2**20  # of all statements that are open
+    homeless_max: int = 10_000  # records of sessions that are not known yet
+    replication_seconds: float = 2.0  # a replication command that runs for longer is told while it runs: it may for days
+
+
+@dataclass(slots=True)
+class _Open:
+    sequence: int
+    at_ns: int
+    what: int
+    query_id: int
+    location: int
+    length: int
+    command: int
+    skipped: int
+    text: bytes
+    whole: bool
+    mark: int
+    told: bool = False
+
+
+@dataclass(slots=True)
+class _Session:
+    session_id: str
+    user: str
+    database: str
+    client: str
+    expected: int  # the next sequence; -1 = whatever comes
+    open: _Open | None = None
+    nested: _Open | None = None  # whose text goes on
+    lost: int = 0  # since the last gap was told
+    lost_from_ns: int = 0
+    lost_until_ns: int = 0
+    seen_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Process:
+    pid: int
+    start_ns: int
+    uid: int
+    exe: str
+    cgroup: int
+
+
+_NOBODY: Final = _Process(0, 0, -1, "", 0)
+_Name = tuple[int, int]  # pid, start_ns
+
+
+@dataclass(slots=True)
+class Decoding:
+    """What is known so far of one server's sessions. `wall_us` below is the wall clock less CLOCK_BOOTTIME."""
+
+    witness: str
+    server: str
+    settings: DecodeSettings = field(default_factory=DecodeSettings)
+    lost: int = 0
+    resumed: int = 0  # portals that went on: no execution of their own
+    _sessions: OrderedDict[_Name, _Session] = field(default_factory=OrderedDict)
+    _connections: OrderedDict[tuple[str, str], _Process] = field(default_factory=OrderedDict)
+    _homeless: OrderedDict[_Name, list[bytes]] = field(default_factory=OrderedDict)
+    _homeless_records: int = 0
+    _text_bytes: int = 0
+    _mark: int = 0
+    _gaps: dict[_Name, _Session] = field(default_factory=dict)
+
+    # -- what the witness sends ----------------------------------------------------------------------------------------------------
+
+    def records(self, span: bytes, wall_us: int, mark: int = 0) -> list[Observation]:
+        """Of the ring itself. `mark` comes back from `floor` while a statement that began here is open.
+
+        Raises:
+            RingInvalid: Nothing that follows in this ring can be read.
+        """
+        told: list[Observation] = []
+        self._mark = mark
+        for record in split(span):
+            self._record(record, wall_us, told)
+        self._tell_gaps(wall_us, told)
+        return told
+
+    def spilled(self, span: bytes, wall_us: int) -> list[Observation]:
+        """Of the spill ring: headers of what is lost. What `records` of that time brought must have been read before.
+
+        Raises:
+            RingInvalid: As `records`.
+        """
+        told: list[Observation] = []
+        homeless: list[tuple[int, int]] = []
+        for record in split(span):
+            time_ns, start_ns, sequence, pid, kind, _ = _header(record)
+            session = self._sessions.get((pid, start_ns))
+            if session is None:
+                self.lost += 1
+                homeless.append((time_ns, pid))
+            elif sequence >= session.expected:  # else its number was missing, and the gap is told
+                missing = sequence - session.expected + 1 if session.expected >= 0 else 1
+                self._miss((pid, start_ns), session, missing, time_ns)
+                session.expected = sequence + 1
+            if kind == layout.EXIT and session is not None:
+                self._end_of(session, (pid, start_ns), time_ns, wall_us, told)
+        if homeless:
+            first, last = min(homeless)[0] // 1000 + wall_us, max(homeless)[0] // 1000 + wall_us
+            pids = ", ".join(str(pid) for pid in sorted({pid for _, pid in homeless})[:10])
+            reason = f"the ring was full, and nothing is known of their sessions (pid {pids})"
+            told.append(ObservationGap(last, self.witness, self.server, "", first, last, len(homeless), reason))
+        self._tell_gaps(wall_us, told)
+        return told
+
+    def known(self, record: bytes, wall_us: int) -> list[Observation]:
+        """A session that was announced earlier: to whoever read then, or to nobody.
+
+        Raises:
+            RingInvalid: This is no such record.
+        """
+        told: list[Observation] = []
+        _, start_ns, _, pid, kind, _ = _header(record)
+        if kind != layout.SESSION:
+            raise RingInvalid(f"a record of kind {kind} is no session")
+        if (pid, start_ns) not in self._sessions:
+            self._session(record, wall_us, told, earlier=True)
+        return told
+
+    def tick(self, now_ns: int, wall_us: int) -> list[Observation]:
+        """What time alone tells."""
+        told: list[Observation] = []
+        limit = now_ns - int(self.settings.replication_seconds * 1e9)
+        for session in self._sessions.values():
+            running = session.open
+            if running is not None and running.what == layout.REPLICATION and not running.told and running.at_ns < limit:
+                running.told = True
+                told.append(self._statement(session, running, wall_us, rows=-1, sqlstate="", duration_ns=-1000, known=False))
+        return told
+
+    def floor(self) -> int | None:
+        """The lowest mark of an open statement: what came before it need not be read again."""
+        return min((s.open.mark for s in self._sessions.values() if s.open is not None and not s.open.told), default=None)
+
+    # -- one record ----------------------------------------------------------------------------------------------------------------
+
+    def _record(self, record: bytes, wall_us: int, told: list[Observation]) -> None:
+        time_ns, start_ns, sequence, pid, kind, flags = _header(record)
+        if kind == layout.CONNECTED:
+            self._connected(record)
+            return
+        name = (pid, start_ns)
+        session = self._sessions.get(name)
+        if kind == layout.SESSION:
+            if session is None:
+                self._session(record, wall_us, told)
+            return
+        if session is None:
+            self._keep(name, record)
+            return
+        if session.expected < 0:
+            session.expected = sequence
+        if sequence < session.expected:
+            return  # read before: the witness or its reader began anew
+        if sequence > session.expected:
+            self._miss(name, session, sequence - session.expected, time_ns)
+        session.expected = sequence + 1
+        session.seen_ns = time_ns
+        if kind == layout.START or kind == layout.CHUNK:
+            self._text(session, record, time_ns, sequence, kind, flags, wall_us, told)
+        elif kind == layout.END:
+            self._end(session, record, wall_us, told)
+        elif kind == layout.EXIT:
+            self._end_of(session, name, time_ns, wall_us, told)
+        else:
+            raise RingInvalid(f"a record of kind {kind}")
+
+    def _connected(self, record: bytes) -> None:
+        if len(record) < layout.CONNECTED_BYTES:
+            raise RingInvalid("a connection is cut short")
+        ours, theirs = _ends(record)
+        self._connections[(theirs, ours)] = _process(record)
+        while len(self._connections) > self.settings.connections_max:
+            self._connections.popitem(last=False)
+
+    def _session(self, record: bytes, wall_us: int, told: list[Observation], earlier: bool = False) -> None:
+        if len(record) < layout.SESSION_BYTES:
+            raise RingInvalid("a session is cut short")
+        time_ns, start_ns, sequence, pid, _, _ = _header(record)
+        started_s, started_us, _, own_pid, database, user, application = layout.SESSION_TAIL.unpack_from(
+            record, layout.SESSION_TAIL_AT
+        )
+        ours, theirs = _ends(record)
+        process = _process(record) if theirs == "local" else self._connections.pop((ours, theirs), _NOBODY)
+        made = _Session(
+            session_id=f"{started_s:x}.{own_pid:x}",
+            user=_text(user),
+            database=_text(database),
+            client=theirs,
+            expected=-1 if earlier else sequence + 1,
+            seen_ns=time_ns,
+        )
+        self._sessions[(pid, start_ns)] = made
+        if len(self._sessions) > self.settings.sessions_max:
+            oldest = min(self._sessions, key=lambda name: self._sessions[name].seen_ns)
+            self._forget(oldest)
+        told.append(
+            SessionObserved(
+                at_us=started_us + _EPOCH_OF_POSTGRES_US,
+                witness=self.witness,
+                server=self.server,
+                session_id=made.session_id,
+                backend_pid=own_pid,
+                user=made.user,
+                database=made.database,
+                client=theirs,
+                application_name=_text(application),
+                client_pid=process.pid,
+                client_start_us=process.start_ns // 1000 + wall_us if process.start_ns else 0,
+                client_uid=process.uid,
+                client_exe=process.exe,
+                client_cgroup=process.cgroup,
+            )
+        )
+        for kept in self._homeless.pop((pid, start_ns), ()):
+            self._homeless_records -= 1
+            self._record(kept, wall_us, told)
+
+    def _keep(self, name: _Name, record: bytes) -> None:
+        """Until the session is announced: its own record may have found no room."""
+        self._homeless.setdefault(name, []).append(record)
+        self._homeless_records += 1
+        while self._homeless_records > self.settings.homeless_max:
+            _, dropped = self._homeless.popitem(last=False)
+            self._homeless_records -= len(dropped)
+            self.lost += len(dropped)
+
+    # -- statements ----------------------------------------------------------------------------------------------------------------
+
+    def _text(
+        self,
+        session: _Session,
+        record: bytes,
+        time_ns: int,
+        sequence: int,
+        kind: int,
+        flags: int,
+        wall_us: int,
+        told: list[Observation],
+    ) -> None:
+        try:
+            statement, query_id, _, location, length, command, text_bytes, what, chunk, skipped = layout.TEXT.unpack_from(record)
+        except StructError as error:
+            raise RingInvalid(str(error)) from error
+        if layout.TEXT.size + text_bytes > len(record):
+            raise RingInvalid(f"a text of {text_bytes} bytes in a record of {len(record)}")
+        text = record[layout.TEXT.size : layout.TEXT.size + text_bytes]
+        whole = not flags & (layout.CUT | layout.UNREADABLE)
+        if self._text_bytes + len(text) > self.settings.text_bytes_max:
+            text, whole = b"", False
+        self._text_bytes += len(text)
+        if kind == layout.CHUNK:
+            part = session.nested if what == layout.NESTED else session.open
+            if part is None or part.sequence != statement:
+                self._text_bytes -= len(text)
+                return  # the text's beginning was lost
+            if not whole or sequence != statement + chunk:
+                part.whole = False
+            part.text += text
+        else:
+            part = _Open(sequence, time_ns, what, query_id, location, length, command, skipped, text, whole, self._mark)
+            if what == layout.NESTED:
+                session.nested = part
+            else:
+                self._leave(session, wall_us, told)
+                session.open = part
+        if what == layout.NESTED and not flags & layout.MORE:
+            session.nested = None
+            self._text_bytes -= len(part.text)
+            told.append(self._statement(session, part, wall_us, rows=-1, sqlstate="", duration_ns=-1000, known=False))
+
+    def _end(self, session: _Session, record: bytes, wall_us: int, told: list[Observation]) -> None:
+        try:
+            statement, duration_ns, rows, sqlstate, outcome, what = layout.ENDED.unpack_from(record)
+        except StructError as error:
+            raise RingInvalid(str(error)) from error
+        running = session.open
+        if running is None or running.sequence != statement:
+            return  # its beginning is in a gap
+        session.open = None
+        self._text_bytes -= len(running.text)
+        if running.what == layout.RESUMED:
+            self.resumed += 1
+            return
+        if running.told:
+            return
+        known = outcome in (layout.OK, layout.ERROR)
+        rows = rows if outcome == layout.OK and what == layout.STATEMENT and rows < 1 << 63 else -1
+        told.append(
+            self._statement(
+                session, running, wall_us, rows=rows, sqlstate=_sqlstate(sqlstate), duration_ns=duration_ns, known=known
+            )
+        )
+
+    def _leave(self, session: _Session, wall_us: int, told: list[Observation]) -> None:
+        """A statement whose end never came: it was lost, or a walsender found that it is no command of its own."""
+        running, session.open = session.open, None
+        if running is None:
+            return
+        self._text_bytes -= len(running.text)
+        if running.what not in (layout.REPLICATION, layout.RESUMED):
+            told.append(self._statement(session, running, wall_us, rows=-1, sqlstate="", duration_ns=-1000, known=False))
+
+    def _statement(
+        self, session: _Session, ran: _Open, wall_us: int, *, rows: int, sqlstate: str, duration_ns: int, known: bool
+    ) -> StatementObserved:
+        text = _own_text(ran)
+        return StatementObserved(
+            at_us=ran.at_ns // 1000 + wall_us,
+            witness=self.witness,
+            server=self.server,
+            session_id=session.session_id,
+            sequence=ran.sequence,
+            source=_SOURCES.get(ran.what, "statement"),
+            text=f"function {ran.command}" if ran.what == layout.FUNCTION_CALL else text.decode("utf-8", "replace"),
+            text_bytes=len(text) if ran.whole else len(text) + 1,
+            digest=digest(text) if ran.whole and ran.what != layout.FUNCTION_CALL else "",
+            query_id=_signed(ran.query_id),
+            rows=rows,
+            sqlstate=sqlstate,
+            duration_us=duration_ns // 1000,
+            user=session.user,
+            database=session.database,
+            client=session.client,
+            outcome_known=known,
+        )
+
+    def _end_of(self, session: _Session, name: _Name, time_ns: int, wall_us: int, told: list[Observation]) -> None:
+        self._leave(session, wall_us, told)
+        self._tell_gaps(wall_us, told)
+        self._forget(name)
+        told.append(SessionUnobserved(time_ns // 1000 + wall_us, self.witness, self.server, session.session_id))
+
+    def _forget(self, name: _Name) -> None:
+        session = self._sessions.pop(name)
+        for part in (session.open, session.nested):
+            if part is not None:
+                self._text_bytes -= len(part.text)
+
+    # -- what is missing -----------------------------------------------------------------------------------------------------------
+
+    def _miss(self, name: _Name, session: _Session, records: int, time_ns: int) -> None:
+        if not session.lost:
+            session.lost_from_ns = session.seen_ns or time_ns
+        session.lost += records
+        session.lost_until_ns = time_ns
+        self.lost += records
+        self._gaps[name] = session
+
+    def _tell_gaps(self, wall_us: int, told: list[Observation]) -> None:
+        for session in self._gaps.values():
+            begin, end = session.lost_from_ns // 1000 + wall_us, session.lost_until_ns // 1000 + wall_us
+            told.append(
+                ObservationGap(end, self.witness, self.server, session.session_id, begin, end, session.lost, "the ring was full")
+            )
+            session.lost = 0
+        self._gaps.clear()
+
+
+_SOURCES: Final = {layout.NESTED: "nested", layout.FUNCTION_CALL: "function call", layout.REPLICATION: "replication"}
+
+
+def split(span: bytes) -> Iterator[bytes]:
+    """The records of a piece of the ring, as the kernel lays them out.
+
+    Raises:
+        RingInvalid: A length leads beyond the end, or a record is still being written.
+    """
+    at, end = 0, len(span)
+    while at < end:
+        if at + 8 > end:
+            raise RingInvalid("a header is cut short")
+        length = int.from_bytes(span[at : at + 4], "little")
+        if length & layout.RING_BUSY:
+            raise RingInvalid("a record is still being written")
+        discarded, length = length & layout.RING_DISCARDED, length & layout.RING_LENGTH
+        begin = at + 8
+        at = begin + (length + 7 & ~7)
+        if at > end:
+            raise RingInvalid(f"a record of {length} bytes leads beyond the end")
+        if not discarded:
+            yield span[begin : begin + length]
+
+
+def _header(record: bytes) -> tuple[int, int, int, int, int, int]:
+    try:
+        return layout.HEADER.unpack_from(record)
+    except StructError as error:
+        raise RingInvalid(str(error)) from error
+
+
+def _own_text(ran: _Open) -> bytes:
+    """Of this statement: the whole message where it is the only one in it, else its own piece, from its first token on."""
+    text = ran.text
+    if ran.what == layout.STATEMENT:
+        if ran.skipped:
+            return text[_blank(text) :]
+        end = ran.location + ran.length
+        if ran.length <= 0 or ran.location < 0 or _blank(text, end) >= len(text):
+            return text
+        return text[ran.location + _blank(text[ran.location : end]) : end]
+    if ran.what == layout.FAILED and ran.location > 0:  # what ran before it in this message
+        rest = _blank(text, ran.location)
+        return text if rest >= len(text) else text[rest:]
+    if ran.what == layout.NESTED and ran.location >= 0 and ran.length > 0:
+        piece = text[ran.location : ran.location + ran.length]
+        return piece[_blank(piece) :]
+    return text
+
+
+def _blank(text: bytes, at: int = 0) -> int:
+    """Where blanks, semicolons and comments from `at` on end."""
+    if at >= len(text):
+        return len(text)
+    found = _BLANK.match(text, at)
+    return found.end() if found else at
+
+
+def _ends(record: bytes) -> tuple[str, str]:
+    """Local and remote, as address:port; "local" for a unix socket."""
+    family, local_port, remote_port, local, remote = layout.PEER.unpack_from(record, layout.PEER_AT)
+    if family == _AF_INET:
+        return (
+            f"{ipaddress.IPv4Address(local[:4])}:{local_port}",
+            f"{ipaddress.IPv4Address(remote[:4])}:{remote_port}",
+        )
+    if family == _AF_INET6:
+        return _end6(local, local_port), _end6(remote, remote_port)
+    return "local", "local" if family == _AF_UNIX else ""
+
+
+def _end6(address: bytes, port: int) -> str:
+    parsed = ipaddress.IPv6Address(address)
+    return f"{parsed.ipv4_mapped}:{port}" if parsed.ipv4_mapped else f"[{parsed}]:{port}"
+
+
+def _process(record: bytes) -> _Process:
+    start_ns, cgroup, _, pid, uid, comm, exe = layout.PROCESS.unpack_from(record, layout.PROCESS_AT)
+    if not pid:
+        return _NOBODY
+    if not start_ns:
+        return _Process(pid, 0, -1, "", 0)
+    parts = [_text(exe[at : at + layout.PATH_PART]) for at in range(0, len(exe), layout.PATH_PART)]
+    path = "/" + "/".join(reversed([part for part in parts if part])) if parts[0] else _text(comm)
+    return _Process(pid, start_ns, uid, path if not parts[-1] else f"...{path}", cgroup)
+
+
+def _text(field: bytes) -> str:
+    return field.partition(b"\0")[0].decode("utf-8", "replace")
+
+
+def _sqlstate(packed: int) -> str:
+    """elog.h, MAKE_SQLSTATE."""
+    if not packed or packed >= 1 << 30:
+        return ""
+    return "".join([chr((packed >> 6 * place & 0x3F) + 48) for place in range(5)])
+
+
+def _signed(query_id: int) -> int:
+    """As PostgreSQL shows it."""
+    return query_id - (1 << 64) if query_id >= 1 << 63 else query_id
