@@ -12,13 +12,14 @@ import msgspec
 from fastapi import APIRouter, HTTPException, Request, Response
 from pydantic import BaseModel, ConfigDict
 
+from analytics.answer_formats import MEDIA_TYPES, Format
 from analytics.guarded_sql import GuardedSql, SqlAnswer, SqlRefusal
 from analytics.inspector import InspectionStatus
-from analytics.queries import Answer, Queries, QuestionFailed, QuestionInvalid, described
+from analytics.queries import QUESTIONS, Answer, Queries, QuestionFailed, QuestionInvalid, described
 from analytics.runner import Lag, Position
 from analytics.snapshots import Snapshots
-from identity.api import Authenticate, guarded, operator_of
-from identity.roles import needs
+from identity.api import Authenticate, Looked, guarded, looked, operator_of
+from identity.roles import allows, needs
 
 GatewayStatuses: TypeAlias = Callable[[], Awaitable[Sequence[Mapping[str, object]]]]
 """What each gateway says of itself; `{"gateway": id, "reachable": false, "reason": ...}` for one that says nothing."""
@@ -51,15 +52,22 @@ def router(
     gateways = _Gateways(statuses)
 
     async def ask(request: Request, question: str, **fixed: str) -> Answer:
+        found = QUESTIONS.get(question)
+        if found is not None and not allows(operator_of(request).role, found.role):
+            raise HTTPException(403, f"This question wants the role {found.role}; ask somebody who has it.")
         given = dict(request.query_params)
         if len(given) != len(request.query_params.multi_items()):
             raise HTTPException(422, "a parameter is given twice; write it once")
         try:
-            return await queries.ask(question, {**{name: value for name, value in given.items() if value}, **fixed})
+            asked = {**{name: value for name, value in given.items() if value}, **fixed}
+            answer = await queries.ask(question, asked)
         except QuestionInvalid as error:
             raise HTTPException(422, str(error)) from error
         except QuestionFailed as error:
             raise HTTPException(503, str(error)) from error
+        if getattr(request.state, "looked", None) is None:  # else this is more on what was asked first
+            looked(request, Looked(len(answer.items), question, asked))
+        return answer
 
     async def one(request: Request, question: str, missing: str, **fixed: str) -> dict[str, object]:
         items = (await ask(request, question, **fixed)).items
@@ -189,6 +197,11 @@ def router(
     async def mutes(request: Request) -> Response:
         return _page(await ask(request, "mutes"))
 
+    @routes.get("/looks", summary="Who read the record")
+    @needs("administrator")
+    async def looks(request: Request) -> Response:
+        return _page(await ask(request, "looks"))
+
     @routes.get("/questions", summary="The questions that have a name, and what each takes")
     @needs("viewer", look=False)
     async def questions() -> Response:
@@ -202,16 +215,23 @@ def router(
     @routes.post("/sql", summary="One SELECT on a copy of the tables")
     @needs("viewer", look=True)
     async def sql(request: Request, body: SqlBody) -> Response:
-        answer = await guarded_sql.run(body.sql, operator_of(request).id)
+        looked(request, Looked(0, "sql", {"sql": body.sql}))  # also where it is refused: an error may repeat a value
+        kind = _format(request.headers.get("accept", ""))
+        answer = await guarded_sql.run(body.sql, operator_of(request).id, kind)
         match answer:
             case SqlAnswer():
-                return Response(answer.body, media_type="application/json")
+                looked(request, Looked(answer.rows, "sql", {"sql": body.sql}))
+                cut = f"The answer was cut after {answer.rows:,} rows; narrow the query, or say which rows you want with LIMIT."
+                headers = {"Pgwarden-Rows": str(answer.rows), "Pgwarden-Snapshot-At": answer.snapshot_at}
+                headers |= {"Pgwarden-Notice": cut} if answer.truncated else {}
+                return Response(answer.body, media_type=MEDIA_TYPES[kind], headers=headers)
             case SqlRefusal():
                 raise HTTPException(_STATUS_OF[answer.kind], answer.reason)
 
     @routes.post("/snapshots", summary="A copy of the tables as a file on the API's machine")
     @needs("administrator", look=True)
-    async def snapshot() -> Response:
+    async def snapshot(request: Request) -> Response:
+        looked(request, Looked(question="snapshot", parameters={}))
         try:
             taken = await snapshots.take()
         except OSError as error:
@@ -221,6 +241,18 @@ def router(
         )
 
     return routes
+
+
+def _format(accept: str) -> Format:
+    """The first that the caller takes. Weights are not looked at: there is nothing to weigh, each says the same."""
+    wanted = [part.partition(";")[0].strip().lower() for part in accept.split(",") if part.strip()]
+    for media_type in wanted:
+        for kind, name in MEDIA_TYPES.items():
+            if media_type in (name, "*/*", "application/*"):
+                return kind
+    if wanted:
+        raise HTTPException(406, f"Accept: write one of {', '.join(MEDIA_TYPES.values())}")
+    return "json"
 
 
 def _json(value: object) -> Response:

@@ -1,4 +1,4 @@
-"""One SELECT that somebody wrote comes in; its answer goes out as JSON, or a sentence that says why not.
+"""One SELECT that somebody wrote comes in; its answer goes out as JSON, CSV, Arrow or Parquet, or a sentence that says why not.
 
 It runs in a process of its own (`sql_worker`), on a copy of the tables: a query can then be ended whatever it is doing (measured: a
 `levenshtein` of two long strings ignores an interrupt for minutes; half a million nested subqueries crash the parser), and the
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import struct
 import sys
 import time
 from dataclasses import dataclass
@@ -16,15 +17,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Literal
 
+import duckdb
 import msgspec
 
+from analytics.answer_formats import Format
 from analytics.settings import AnalyticsSettings
 from analytics.store import Store, TablesBroken
 
 Kind = Literal["invalid", "limit", "busy", "unavailable"]
 
+_HEAD: Final = struct.Struct("!cII")  # outcome, rows, bytes
 _WORKER: Final = Path(__file__).with_name("sql_worker.py")
 _FOLDER: Final = "sql"
+WITHHELD: Final = ("looks",)  # tables that the copies for SQL are without
 _QUERIES_OF_A_WORKER_MAX: Final = 200
 _START_SECONDS: Final = 10.0  # to import DuckDB on a loaded machine
 _GRACE_SECONDS: Final = 2.0  # beyond the worker's own limits
@@ -32,7 +37,10 @@ _GRACE_SECONDS: Final = 2.0  # beyond the worker's own limits
 
 @dataclass(frozen=True, slots=True)
 class SqlAnswer:
-    body: bytes  # JSON: {"columns": [{"name", "type"}], "truncated": bool, "snapshot_at": str, "rows": [[...]]}
+    body: bytes  # as JSON: {"columns": [{"name", "type"}], "truncated": bool, "snapshot_at": str, "rows": [[...]]}
+    rows: int
+    truncated: bool  # there were more
+    snapshot_at: str  # when the tables were copied
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +77,7 @@ class GuardedSql:
         self._queries = 0
         self._closed = False
 
-    async def run(self, sql: str, caller: str) -> SqlAnswer | SqlRefusal:
+    async def run(self, sql: str, caller: str, kind: Format = "json") -> SqlAnswer | SqlRefusal:
         settings = self._settings
         if len(sql.encode("utf-8", "replace")) > settings.sql_bytes_max:
             return SqlRefusal("invalid", f"Send at most {settings.sql_bytes_max} bytes of SQL.")
@@ -84,7 +92,7 @@ class GuardedSql:
                     return SqlRefusal("unavailable", "The API is shutting down.")
                 try:
                     snapshot = await self._fresh_snapshot()
-                    return await self._ask(sql, snapshot)
+                    return await self._ask(sql, snapshot, kind)
                 except (OSError, TablesBroken) as error:
                     return SqlRefusal("unavailable", f"The tables cannot be copied for a query now: {error}")
         finally:
@@ -126,18 +134,34 @@ class GuardedSql:
         made_at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         try:
             self._store.snapshot(path)
-        except OSError:
+            self._withhold(path)
+        except (OSError, TablesBroken):
             _remove(path)
             raise
         return _Snapshot(path, commits, made_at, time.monotonic(), time.monotonic() - began)
 
+    def _withhold(self, path: Path) -> None:
+        """Take away what not everybody who may ask SQL may see: who looked at the record."""
+        config: dict[str, str | bool | int | float | list[str]] = {
+            "threads": "1",
+            "memory_limit": f"{self._settings.memory_max_mb}MB",
+            "temp_directory": "",
+        }
+        try:
+            with contextlib.closing(duckdb.connect(str(path), config=config)) as connection:
+                for table in WITHHELD:
+                    connection.execute(f"drop table {table}").fetchall()
+        except duckdb.Error as error:
+            raise TablesBroken(f"the copy cannot be changed: {error}") from error
+
     # -- the worker ------------------------------------------------------------------------------------------------------------
 
-    async def _ask(self, sql: str, snapshot: _Snapshot) -> SqlAnswer | SqlRefusal:
+    async def _ask(self, sql: str, snapshot: _Snapshot, kind: Format) -> SqlAnswer | SqlRefusal:
         settings = self._settings
         request = msgspec.json.encode(
             {
                 "sql": sql,
+                "format": kind,
                 "path": str(snapshot.path),
                 "snapshot_at": snapshot.made_at,
                 "seconds_max": settings.sql_seconds_max,
@@ -154,8 +178,8 @@ class GuardedSql:
                 assert worker.stdout is not None
                 worker.stdin.write(request + b"\n")
                 await worker.stdin.drain()
-                head = await worker.stdout.readexactly(5)
-                body = await worker.stdout.readexactly(int.from_bytes(head[1:], "big"))
+                outcome, rows, size = _HEAD.unpack(await worker.stdout.readexactly(_HEAD.size))
+                body = await worker.stdout.readexactly(size)
             whole = True
         except (TimeoutError, asyncio.IncompleteReadError, ConnectionError):
             return SqlRefusal(
@@ -166,8 +190,8 @@ class GuardedSql:
             self._queries += 1
             if not whole or self._queries >= _QUERIES_OF_A_WORKER_MAX:
                 await self._end_worker()
-        if head[:1] == b"A":
-            return SqlAnswer(body)
+        if outcome in (b"A", b"T"):
+            return SqlAnswer(body, rows, outcome == b"T", snapshot.made_at)
         reply = msgspec.json.decode(body, type=_Reply)
         return SqlRefusal(reply.kind, reply.reason)
 

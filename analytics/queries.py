@@ -14,6 +14,7 @@ from typing import Final, Literal, TypeAlias
 
 from analytics.settings import AnalyticsSettings
 from analytics.store import ReadTooLong, Store, TablesBroken, Value
+from identity.roles import Role
 from ingest.clock import now_us
 
 Kind: TypeAlias = Literal["text", "integer", "time", "flag"]
@@ -67,6 +68,7 @@ class Question:
     renamed: Mapping[str, str] | None = None
     json_columns: tuple[str, ...] = ()
     limit_default: int = LIMIT_DEFAULT
+    role: Role = "viewer"  # who may ask it
 
 
 @dataclass(frozen=True, slots=True)
@@ -605,11 +607,28 @@ QUESTIONS: Final[Mapping[str, Question]] = {
             "select * from sources where $where",
             Order((("source", "text"),), descending=False),
         ),
+        Question(
+            "looks",
+            "Who read the record, newest first: what they asked, how much it showed, and through what.",
+            (
+                Parameter("operator", "text", "Of this operator alone.", "operator = $operator"),
+                Parameter(
+                    "question", "text", "At this alone: the name of a question, `sql`, or an export.", "question = $question"
+                ),
+                Parameter("mentions", "text", "Whose parameters have this in them.", "contains(parameters, $mentions)"),
+                Parameter("since_us", "time", _SINCE, "read_at >= $since_us"),
+                Parameter("until_us", "time", _UNTIL, "read_at < $until_us"),
+            ),
+            "select * from looks where $where",
+            Order((("read_at", "time"), ("place", "integer"), ("partition", "integer"))),
+            json_columns=("parameters",),
+            role="administrator",
+        ),
     )
 }
 
 _PAGE_AROUND: Final = "select * from ($question) where $after $order limit $page_rows"
-_HIDDEN: Final = frozenset({"place", "part", "rank"})  # of use for the order alone
+_HIDDEN: Final = frozenset({"place", "part", "rank", "partition"})  # of use for the order alone
 
 
 class Queries:
@@ -820,6 +839,7 @@ def described() -> Sequence[Item]:
         {
             "name": question.name,
             "sentence": question.sentence,
+            "role": question.role,
             "parameters": [
                 {
                     "name": parameter.name,

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 import msgspec
-import pyarrow as pa  # type: ignore[import-untyped]
-import pyarrow.parquet as pq  # type: ignore[import-untyped]
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from analytics.projections.projection import Cell, Row
 from analytics.projections.schema import STAGES

@@ -1,25 +1,32 @@
 """Runs SQL that somebody else wrote, on a copy of the tables, in a process that has nothing to lose. Started by `guarded_sql`.
 
-Imports nothing of pgwarden: it is run by its path, in isolated mode (`python -I`), with an empty environment. Requests come as
-lines of JSON; a reply is one byte (`A`nswer or `R`efusal), four of length, and JSON.
+Imports nothing of pgwarden but the file beside it that knows formats: it is run by its path, in isolated mode (`python -I`), with
+no environment. Requests come as lines of JSON; a reply is one byte (`A`nswer, `T`runcated answer, `R`efusal), four of the number of
+rows, four of length, and the answer; a refusal is JSON.
 """
 
 from __future__ import annotations
 
 import ctypes
-import datetime
-import decimal
+import importlib.util
 import json
-import math
 import os
 import resource
 import signal
 import struct
 import sys
 import threading
-from typing import IO, Final
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Final
 
 import duckdb
+
+if TYPE_CHECKING:
+    from analytics import answer_formats as formats
+else:
+    _spec = importlib.util.spec_from_file_location("answer_formats", Path(__file__).with_name("answer_formats.py"))
+    formats = importlib.util.module_from_spec(_spec)
+    _spec.loader.exec_module(formats)
 
 ADDRESS_SPACE_BYTES: Final = 3 * 2**30  # DuckDB reserves more than it uses; its own limit is sql_memory_max_mb
 FILES_MAX: Final = 64
@@ -54,11 +61,12 @@ def serve(requests: IO[bytes], replies: IO[bytes]) -> None:
     for line in requests:
         request = json.loads(line)
         try:
-            kind, payload = b"A", answer(request)
+            rows, truncated, payload = answer(request)
+            kind = b"T" if truncated else b"A"
         except Refused as refusal:
-            kind, payload = b"R", json.dumps({"kind": refusal.args[0], "reason": refusal.args[1]}).encode()
+            kind, rows, payload = b"R", 0, json.dumps({"kind": refusal.args[0], "reason": refusal.args[1]}).encode()
         disarm()
-        replies.write(kind + struct.pack("!I", len(payload)) + payload)
+        replies.write(kind + struct.pack("!II", rows, len(payload)) + payload)
         replies.flush()
 
 
@@ -67,8 +75,9 @@ def disarm() -> None:
     signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def answer(request: dict[str, object]) -> bytes:
-    """Return the answer as JSON. Sets an alarm that ends this process; call disarm() afterwards, however it came out.
+def answer(request: dict[str, object]) -> tuple[int, bool, bytes]:
+    """Return the number of rows, whether there were more, and the answer in the format that was asked for. Sets an alarm that ends
+    this process; call disarm() afterwards, however it came out.
 
     Raises:
         Refused: With a kind and a sentence.
@@ -112,7 +121,7 @@ def answer(request: dict[str, object]) -> bytes:
         connection.close()
 
 
-def _run(connection: duckdb.DuckDBPyConnection, request: dict[str, object]) -> bytes:
+def _run(connection: duckdb.DuckDBPyConnection, request: dict[str, object]) -> tuple[int, bool, bytes]:
     try:
         statements = connection.extract_statements(str(request["sql"]))
     except duckdb.Error as error:
@@ -124,44 +133,39 @@ def _run(connection: duckdb.DuckDBPyConnection, request: dict[str, object]) -> b
     # A CTE may hold an INSERT and the whole still be a SELECT: the file is read-only, and so is the transaction.
     connection.execute("begin transaction read only").fetchall()
     result = connection.execute(statements[0])
-    columns = [{"name": str(column[0]), "type": str(column[1])} for column in result.description or ()]
+    columns = [(str(column[0]), str(column[1])) for column in result.description or ()]
+    kind = request["format"]
     rows_max, bytes_max = int(str(request["rows_max"])), int(str(request["bytes_max"]))
-    rows: list[bytes] = []
+    kept: list[tuple[object, ...]] = []
+    encoded: list[bytes] = []
     size = 0
     truncated = False
     while (row := result.fetchone()) is not None:
-        encoded = json.dumps([plain(value) for value in row], ensure_ascii=False).encode("utf-8", "replace")
-        size += len(encoded) + 2
-        if len(rows) == rows_max or size > bytes_max:
+        # Their size as text bounds what every format makes of them.
+        line = (
+            formats.csv_lines([row])
+            if kind == "csv"
+            else json.dumps([formats.plain(value) for value in row], ensure_ascii=False).encode("utf-8", "replace")
+        )
+        size += len(line) + 2
+        if len(encoded) == rows_max or size > bytes_max:
             truncated = True
             break
-        rows.append(encoded)
-    head = json.dumps({"columns": columns, "truncated": truncated, "snapshot_at": request["snapshot_at"]}).encode()
-    return head[:-1] + b', "rows": [' + b", ".join(rows) + b"]}"
-
-
-def plain(value: object) -> object:
-    """What JSON can say. Times are UTC; bytes are hexadecimal; NaN and infinities are strings."""
-    match value:
-        case None | bool() | int() | str():
-            return value
-        case float():
-            return value if math.isfinite(value) else str(value)
-        case decimal.Decimal():
-            return int(value) if value == value.to_integral_value() else float(value)
-        case datetime.datetime():
-            moment = value if value.tzinfo is None else value.astimezone(datetime.UTC).replace(tzinfo=None)
-            return moment.isoformat() + "Z"
-        case datetime.date() | datetime.time():
-            return value.isoformat()
-        case bytes() | bytearray() | memoryview():
-            return "\\x" + bytes(value).hex()
-        case list() | tuple():
-            return [plain(item) for item in value]
-        case dict():
-            return {str(key): plain(item) for key, item in value.items()}
-        case _:
-            return str(value)
+        encoded.append(line)
+        if kind in ("arrow", "parquet"):
+            kept.append(row)
+    if kind == "csv":
+        body = formats.csv_lines([[name for name, _ in columns]]) + b"".join(encoded)
+    elif kind == "json":
+        named = [{"name": name, "type": kind} for name, kind in columns]
+        head = json.dumps({"columns": named, "truncated": truncated, "snapshot_at": request["snapshot_at"]}).encode()
+        body = head[:-1] + b', "rows": [' + b", ".join(encoded) + b"]}"
+    else:
+        try:
+            body = formats.parquet(columns, kept) if kind == "parquet" else formats.arrow(columns, kept)
+        except formats.Unwritable as error:
+            raise Refused("invalid", str(error)) from error
+    return len(encoded), truncated, body
 
 
 def _first_line(error: Exception) -> str:

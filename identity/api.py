@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import re
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Final, TypeAlias, assert_never
 
@@ -19,10 +21,11 @@ from starlette.types import Message, Receive
 
 from identity import commands
 from identity.commands import Command, Rejected
+from identity.looks import THROUGH, Look, Through
 from identity.operators import Operator, Throttled
 from identity.refusal import Refusal
 from identity.registrar import Done, Registrar, Unrecorded
-from identity.roles import Role, allows, needed_by, needs
+from identity.roles import Role, allows, is_look, needed_by, needs
 from ingest.events import (
     AgentKeyReplaced,
     AgentRegistered,
@@ -83,6 +86,7 @@ _ENDING: Final = (
 """Takes something away. The answer says whether every gateway knows."""
 
 _STATUS_OF: Final = {"invalid": 422, "missing": 404, "forbidden": 403, "conflict": 409}
+THROUGH_HEADER: Final = "Pgwarden-Through"
 ROLE_IN_OPENAPI: Final = "x-pgwarden-role"  # of each route, for programs that read what the API says of itself
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _JSON: Final = re.compile(r"application/json\s*(;.*)?", re.IGNORECASE)
@@ -360,14 +364,21 @@ def guarded(authenticate: Authenticate) -> type[APIRoute]:
                     _log.warning("%s %s refused to %s, a %s", request.method, self.path, operator.id, operator.role)
                     return _error(403, _forbidden(operator.role, needed))
                 request.state.operator = operator
+                through = request.headers.get(THROUGH_HEADER, "api")
+                if through not in THROUGH:
+                    return _error(422, f"{THROUGH_HEADER}: write one of {', '.join(THROUGH)}, or leave the header out")
                 if _has_body(request) and _JSON.fullmatch(request.headers.get("content-type", "")) is None:
                     return _error(415, "Send the body as JSON, with Content-Type: application/json.")
                 try:
-                    return await handle(Request(request.scope, _limited(request)))
+                    answer = await handle(Request(request.scope, _limited(request)))
                 except RequestValidationError as error:
-                    return _invalid_body(error)
+                    answer = _invalid_body(error)
                 except HTTPException as error:
-                    return _error(error.status_code, str(error.detail))
+                    answer = _error(error.status_code, str(error.detail))
+                looked = getattr(request.state, "looked", None)
+                if is_look(self.endpoint, request.method) and (answer.status_code < 400 or looked is not None):
+                    request.state.look = _look(request, looked or Looked(), self.name, operator, through)
+                return answer
 
             return guard
 
@@ -399,6 +410,26 @@ def operator_of(request: Request) -> Operator:
     operator = request.state.operator
     assert isinstance(operator, Operator)
     return operator
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """What a route showed of the record. A route that does not say it is recorded under its own name and with all it was given."""
+
+    rows: int = -1  # -1 = not counted
+    question: str = ""  # "" = the route's name
+    parameters: Mapping[str, object] | None = None  # None = those of the path and of the query
+
+
+def looked(request: Request, what: Looked) -> None:
+    """Say what the answer shows; a refusal is then recorded as well, for it may repeat a value that it stumbled over."""
+    request.state.looked = what
+
+
+def _look(request: Request, what: Looked, route: str, operator: Operator, through: Through) -> Look:
+    given = {**request.query_params, **request.path_params} if what.parameters is None else what.parameters
+    request.state.look_rows = what.rows
+    return Look(operator.id, what.question or route, json.dumps(given, ensure_ascii=False, sort_keys=True), through)
 
 
 def iso(at_us: int) -> str:

@@ -790,8 +790,10 @@ class RecordRead(_Fact, frozen=True, tag=90):
     operator: str
     question: str
     parameters: str  # as JSON; the SQL itself for "sql"
-    rows: int
+    rows: int  # that it showed; -1 = not counted
     through: str  # "api" | "dashboard" | "command line" | "metrics"; the caller's own word
+    times: int = 1  # the first of its kind is told at once, its repeats within a while together: then `rows` is their sum
+    since_us: int = 0  # when the first of those repeats was; 0 = at `at_us`
 
 
 IdentityEvent: TypeAlias = (

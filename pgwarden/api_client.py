@@ -97,7 +97,7 @@ def call(place: Place, method: str, path: str, body: Json | None = None, idempot
         connection = http.client.HTTPSConnection(host, port, timeout=TIMEOUT_SECONDS, context=ssl.create_default_context())
     else:
         connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT_SECONDS)
-    headers = {"Authorization": f"Bearer {place.key.reveal()}", "Accept": "application/json"}
+    headers = {"Authorization": f"Bearer {place.key.reveal()}", "Accept": "application/json", "Pgwarden-Through": "command line"}
     if body is not None:
         headers["Content-Type"] = "application/json"
     if idempotency_key:

@@ -1,4 +1,4 @@
-"""`pgwarden api`: takes commands, orders the end of sessions, keeps the tables, answers. Writes identity, commands, findings."""
+"""`pgwarden api`: takes commands, orders the end of sessions, keeps the tables, answers. Writes four topics: WRITTEN."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ from identity.api import AgentOf, Applied, Authenticate, guarded, operator_of
 from identity.claims import OperatorClaims
 from identity.commands import Known
 from identity.keys import JwksCache
+from identity.look_recorder import LookRecorder, LooksRecorded
 from identity.operators import Holder, Operator, Operators
 from identity.refusal import Refusal
 from identity.registrar import Registrar, Unrecorded
@@ -60,7 +61,7 @@ from pgwarden.settings import API_SOCKET_FILE, SOCKET_FILE
 from pgwarden.status_socket import read_status, serve_status
 
 WRITER: Final = "api"
-WRITTEN: Final = ("identity", "commands", "findings")
+WRITTEN: Final = ("identity", "commands", "findings", "looks")
 FIRST_AGENTS_RETRY_SECONDS: Final = 1.0
 ALONE_RETRY_SECONDS: Final = 0.25  # after the log was not available
 CONNECTIONS_MAX: Final = 256  # people, their scripts and one dashboard
@@ -99,6 +100,8 @@ async def _run(config: Config) -> int:
             boot = now_us()
             recorder = Recorder(log, WRITER, boot, RecorderSettings())
             closing.push_async_callback(recorder.close)
+            looks = LookRecorder(recorder, now_us)
+            closing.callback(looks.close)
             registrar = Registrar(Registry(), recorder, known(config), now_us)
             read = await catch_up(log, registrar)
             keys = JwksCache()
@@ -121,6 +124,7 @@ async def _run(config: Config) -> int:
                 loop.create_task(triager.run(), name="triage"),
                 loop.create_task(inspector.run(), name="inspector"),
                 loop.create_task(snapshots.run(), name="snapshots"),
+                loop.create_task(looks.run(), name="looks"),
             }
             gateways: analytics_api.GatewayStatuses = _asked_gateway(config)
             applied: Applied = _applied(config.state / SOCKET_FILE, config.gateway.name)
@@ -135,7 +139,7 @@ async def _run(config: Config) -> int:
             )
             metrics = _metrics(config.state, authenticate)
             triaged = findings_api.router(triager, authenticate)
-            app = application(registrar, authenticate, (answers, triaged, metrics), applied, _agent_of(queries))
+            app = application(registrar, authenticate, (answers, triaged, metrics), applied, _agent_of(queries), looks)
             server = Server(http_server.settings(app, CONNECTIONS_MAX, HEADER_BYTES_MAX, SHUTDOWN_SECONDS_MAX))
             # Before the first answer: whoever finds the API up finds the agents of the file registered.
             unrecorded = await first_agents.register(registrar, config.agents)
@@ -295,7 +299,12 @@ def _agent_of(queries: Queries) -> AgentOf:
 
 
 def application(
-    registrar: Registrar, authenticate: Authenticate, answers: Sequence[APIRouter], applied: Applied, agent_of: AgentOf
+    registrar: Registrar,
+    authenticate: Authenticate,
+    answers: Sequence[APIRouter],
+    applied: Applied,
+    agent_of: AgentOf,
+    looks: LookRecorder,
 ) -> FastAPI:
     """Every route asks who calls; there are no pages, and nothing at other paths."""
     app = FastAPI(title="pgwarden", docs_url=None, redoc_url=None, openapi_url=None)
@@ -332,6 +341,7 @@ def application(
 
     app.add_exception_handler(HTTPException, refused)
     app.add_exception_handler(Exception, failed)
+    app.add_middleware(LooksRecorded, recorder=looks)
     app.add_middleware(SecurityHeaders)
     return app
 

@@ -13,6 +13,7 @@ from analytics.projections import (
     gateways,
     grants,
     kills,
+    looks,
     mutes,
     observed_sessions,
     observed_statements,
@@ -49,6 +50,7 @@ PROJECTIONS: Final[tuple[Projection, ...]] = (
     observed_statements.PROJECTION,
     mutes.PROJECTION,
     findings.PROJECTION,  # its view reads mutes
+    looks.PROJECTION,
 )
 
 STAGES: Final[Mapping[str, Stage]] = {stage.name: stage for p in PROJECTIONS for stage in p.stages}

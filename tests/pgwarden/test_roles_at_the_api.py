@@ -35,6 +35,7 @@ WANTS: dict[str, Role] = {
     "GET /v1/observations/sessions": "viewer",
     "GET /v1/observations/statements": "viewer",
     "GET /v1/sources": "viewer",
+    "GET /v1/looks": "administrator",
     "GET /v1/questions": "viewer",
     "GET /v1/questions/{name}": "viewer",
     "POST /v1/sql": "viewer",
