@@ -50,7 +50,7 @@ def test_what_was_read_is_in_the_record_with_who_read_it(
             ("vera", "sql", {"sql": "select agent from agents"}, 1, "api", 1),
             ("vera", "sessions", {"limit": "100"}, 0, "command line", 1),
         ]
-        wait_for(lambda: api.get("/v1/looks?operator=vera").json()["items"])
+        wait_for(lambda: api.get("/v1/looks?operator=vera&question=sql").json()["items"])
         shown = api.get("/v1/looks?operator=vera&question=sql").json()["items"]
         assert [(look["parameters"], look["rows"], look["times"]) for look in shown] == [
             ({"sql": "select agent from agents"}, 1, 1)
