@@ -22,7 +22,7 @@ USAGE: Final = 2  # the command line or the configuration; argparse's own
 
 Command: TypeAlias = Callable[[argparse.Namespace], int]
 
-STATUS_PARTS: Final = ("gateway", "relay", "watchdog", "worker", "api", "dashboard")
+STATUS_PARTS: Final = ("gateway", "relay", "watchdog", "worker", "api", "webhooks", "dashboard")
 
 _Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -98,6 +98,13 @@ def parser() -> argparse.ArgumentParser:
         ("metrics", "serve metrics of the processes of this machine to Prometheus"),
     ):
         _config(_command(commands, name, f"processes:{name}", what, json_option=False))
+    what = "tell receivers outside of findings, kills, revocations and blindness"
+    webhooks = _command(commands, "webhooks", "processes:webhooks", what)
+    _config(webhooks)
+    of_webhooks = webhooks.add_subparsers(title="commands", metavar="COMMAND")
+    trial = _command(of_webhooks, "test", "webhooks:test", "send a receiver one event that says that nothing has happened")
+    _config(trial, inner=True)
+    trial.add_argument("name", metavar="NAME", help="of its [webhooks.NAME]")
     what = "run a worker, which shares enforcement on a log in Kafka with others"
     worker = _command(commands, "worker", "processes:worker", what, json_option=False)
     _config(worker)

@@ -8,10 +8,11 @@ import re
 import ssl
 import stat
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Literal, TypeAlias, cast, get_args
+from urllib.parse import urlsplit
 
 from identity import agent_keys, commands
 from identity.refusal import Refusal
@@ -22,10 +23,12 @@ from identity.settings import rules as issuer_rules
 from ingest.events import Rule, Scope
 from ingest.settings import PARTITIONS, KafkaSettings, RelaySettings, Sasl
 from pgwarden import settings
+from pgwarden.cloud_events import KINDS, SEVERITIES, Kind, Severity
 from pgwarden.config_file import ConfigInvalid, Problem, Report, Table, parse, read
 from pgwarden.printable import printable
 from pgwarden.references import Secret
 from pgwarden.small_files import Content, Unreadable, content, reason_of
+from pgwarden.webhook_attempts import SECRET_BYTES_MAX, SECRET_BYTES_MIN, signing_key
 
 __all__ = ["ConfigInvalid", "Problem", "load", "loads"]
 
@@ -126,6 +129,20 @@ class OperatorConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class WebhookConfig:
+    name: str
+    url: str
+    secret: Secret  # "whsec_..."
+    secret_previous: Secret | None
+    events: tuple[Kind, ...]
+    severity: Severity
+    timeout_seconds: float
+    attempts: int  # 0 = until it is taken
+    source: str
+    ca_file: Path | None  # None: the system's trust store
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     path: Path
     state: Path  # absolute
@@ -139,6 +156,7 @@ class Config:
     agents: Mapping[str, AgentConfig]
     operators: Mapping[str, OperatorConfig]
     metrics: MetricsConfig | None = None  # exactly where the file has [metrics]
+    webhooks: Mapping[str, WebhookConfig] = field(default_factory=lambda: MappingProxyType({}))  # by name
     warnings: tuple[Problem, ...] = ()  # allowed, but less than safe; each start prints them
 
 
@@ -210,6 +228,11 @@ class _Reading:
         self.one_agent_a_client(agent_tables)
         operators = {name: self.operator(name, table) for name, table in file.named_tables("operators", settings.OPERATOR).items()}
         self.one_operator_a_key(file, operators)
+        webhook_tables = file.named_tables("webhooks", settings.WEBHOOK)
+        webhooks = {name: made for name, table in webhook_tables.items() if (made := self.webhook(name, table)) is not None}
+        if len(webhook_tables) > settings.WEBHOOKS_MAX:
+            reason = f"there are more than {settings.WEBHOOKS_MAX} [webhooks.NAME]"
+            self.report.problem(("webhooks",), reason, "send to one receiver that passes events on")
         file.finish()
         if not connections:
             self.report.warning((), "there is no [connections.NAME]: agents can reach no database", "write one for each database")
@@ -229,6 +252,7 @@ class _Reading:
             agents=MappingProxyType(agents),
             operators=MappingProxyType(operators),
             metrics=metrics,
+            webhooks=MappingProxyType(webhooks),
             warnings=tuple(self.report.warnings),
         )
 
@@ -735,6 +759,51 @@ class _Reading:
         table.finish()
         return OperatorConfig(name, digest, role)
 
+    def webhook(self, name: str, table: Table) -> WebhookConfig | None:
+        if commands.AGENT_NAME.fullmatch(name) is None:
+            table.problem("is no name for a webhook", _names_remedy(""))
+        before = len(self.report.problems)
+        url = table.text("url")
+        if url and (remedy := _webhook_url_remedy(url)):
+            table.problem("cannot be used", remedy, "url")  # not repeated: it may hold a secret
+        secrets = []
+        for key in ("secret", "secret_previous"):
+            secret = table.secret(key, self.folder, self.environ)
+            if secret is not None and signing_key(secret.reveal()) is None:
+                bytes_ = f"{SECRET_BYTES_MIN} to {SECRET_BYTES_MAX} random bytes"
+                remedy = f'write "whsec_" and the base64 of {bytes_} into {secret.source}'
+                table.problem(f"names {secret.source}, which holds no secret for webhooks", remedy, key)
+            secrets.append(secret)
+        events = table.texts("events")
+        for index, kind in enumerate(events):
+            if kind not in KINDS:
+                near = self.report.nearest(kind.lower(), KINDS)
+                remedy = f'write "{near}"' if near else f"write some of {', '.join(KINDS)}"
+                table.problem(f'holds "{printable(kind)}", which is no kind of event', remedy, "events", index)
+        if table.values.get("events") == []:
+            table.problem("is empty", 'write events = ["findings", "kills"], or delete it for all', "events")
+        severity = table.choice("severity", SEVERITIES)
+        timeout_seconds = table.number("timeout_seconds", settings.WEBHOOK_SECONDS_MIN, settings.WEBHOOK_SECONDS_MAX)
+        attempts = table.whole("attempts", 0, settings.WEBHOOK_ATTEMPTS_MAX)
+        source = table.text("source")
+        ca_file = self.roots(table, "ca_file")
+        table.finish()
+        present, previous = secrets
+        if present is None or len(self.report.problems) > before:
+            return None
+        return WebhookConfig(
+            name=name,
+            url=url,
+            secret=present,
+            secret_previous=previous,
+            events=cast(tuple[Kind, ...], events),
+            severity=cast(Severity, severity),
+            timeout_seconds=timeout_seconds,
+            attempts=attempts,
+            source=source,
+            ca_file=ca_file,
+        )
+
     def one_operator_a_key(self, file: Table, operators: Mapping[str, OperatorConfig]) -> None:
         seen: dict[str, str] = {}
         for name, operator in operators.items():
@@ -759,6 +828,22 @@ def _address(text: str) -> Address | None:
         return Address(str(ipaddress.ip_address(host)), int(port))
     except ValueError:
         return None
+
+
+def _webhook_url_remedy(url: str) -> str:
+    """ "" where it can be used."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname or "", parts.port
+    except ValueError:
+        return "write a URL, as https://alerts.example/pgwarden"
+    if not url.isascii() or not _is_host(host) or parts.scheme not in ("http", "https"):
+        return "write a URL, as https://alerts.example/pgwarden"
+    if parts.username is not None or parts.fragment:
+        return "write it without a user, a password and a fragment: requests are signed"
+    if parts.scheme == "http" and not loopback(host):
+        return "write https: the events would cross the network in clear text"
+    return ""
 
 
 def _is_host(text: str) -> bool:

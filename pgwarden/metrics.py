@@ -44,6 +44,7 @@ def _d(name: str, kind: Kind, process: str, path: str, sentence: str, scale: flo
 
 
 _CONNECTION: Final = {"connection": ""}
+_WEBHOOK: Final = {"webhook": ""}
 _INSPECTION: Final = {"inspection": ""}
 
 METRICS: Final[tuple[Described, ...]] = (
@@ -245,6 +246,61 @@ METRICS: Final[tuple[Described, ...]] = (
         "Findings, and what followed from them, that this inspection recorded since the API started.",
         each="inspections",
         labels=_INSPECTION,
+    ),
+    # -- webhooks
+    Described(
+        "pgwarden_webhook_deliveries_total",
+        "counter",
+        "webhooks",
+        "delivered",
+        "Events that the receiver took.",
+        each="webhooks",
+        labels=_WEBHOOK,
+    ),
+    Described(
+        "pgwarden_webhook_failures_total",
+        "counter",
+        "webhooks",
+        "failed",
+        "Attempts that it did not take.",
+        each="webhooks",
+        labels=_WEBHOOK,
+    ),
+    Described(
+        "pgwarden_webhook_given_up_total",
+        "counter",
+        "webhooks",
+        "given_up",
+        "Events that it did not take within `attempts`.",
+        each="webhooks",
+        labels=_WEBHOOK,
+    ),
+    Described(
+        "pgwarden_webhook_lag_records",
+        "gauge",
+        "webhooks",
+        "lag_records",
+        "Of the log, not looked at for it yet.",
+        each="webhooks",
+        labels=_WEBHOOK,
+    ),
+    Described(
+        "pgwarden_webhook_waiting_seconds",
+        "gauge",
+        "webhooks",
+        "waiting_seconds",
+        "How long the event that is next has been tried; 0 = none is.",
+        each="webhooks",
+        labels=_WEBHOOK,
+    ),
+    Described(
+        "pgwarden_webhook_delivery_seconds",
+        "histogram",
+        "webhooks",
+        "durations",
+        "One attempt, whatever came of it.",
+        each="webhooks",
+        labels=_WEBHOOK,
     ),
 )
 

@@ -13,6 +13,7 @@ from pgwarden.settings import (
     RELAY_SOCKET_FILE,
     SOCKET_FILE,
     WATCHDOG_SOCKET_FILE,
+    WEBHOOKS_SOCKET_FILE,
     WORKER_SOCKET_FILE,
 )
 from pgwarden.status_socket import read_status
@@ -26,6 +27,7 @@ SOCKETS: Final[Mapping[str, str]] = {
     "watchdog": WATCHDOG_SOCKET_FILE,
     "worker": WORKER_SOCKET_FILE,
     "api": API_SOCKET_FILE,
+    "webhooks": WEBHOOKS_SOCKET_FILE,
 }
 """What can be asked, by the command that runs it."""
 

@@ -9,6 +9,7 @@ from typing import Final
 
 from identity.settings import IssuerRules
 from ingest.settings import PARTITIONS, KafkaSettings, RelaySettings
+from pgwarden.cloud_events import KINDS
 
 # Limits on the file itself. A fleet of 1,000 agents with three grants each takes about 500 KB.
 FILE_BYTES_MAX: Final = 1 << 20
@@ -30,6 +31,11 @@ RETENTION_DAYS_MAX: Final = 36_500
 PARTITIONS_MAX: Final = 1000  # of one topic
 TOPIC_PREFIX_CHARACTERS_MAX: Final = 200  # a topic's name has at most 249
 
+WEBHOOKS_MAX: Final = 16  # each reads the log for itself
+WEBHOOK_SECONDS_MIN: Final = 0.1
+WEBHOOK_SECONDS_MAX: Final = 60.0
+WEBHOOK_ATTEMPTS_MAX: Final = 10_000  # a month and more of them
+
 NAME_BYTES_MAX: Final = 63  # as PostgreSQL's own names (NAMEDATALEN - 1)
 SOCKET_PATH_BYTES_MAX: Final = 107  # sun_path of unix(7), less its terminating zero
 SOCKET_FILE: Final = "run/gateway.sock"
@@ -39,6 +45,7 @@ RELAY_PARENT: Final = "PGWARDEN_RELAY_PARENT"  # in its environment: the process
 RELAY_FINISH_SECONDS_MAX: Final = 5.0  # for what is in the log already to reach the brokers, after the gateway's end
 WATCHDOG_SOCKET_FILE: Final = "run/watchdog.sock"
 WORKER_SOCKET_FILE: Final = "run/worker.sock"
+WEBHOOKS_SOCKET_FILE: Final = "run/webhooks.sock"
 API_SOCKET_FILE: Final = "run/api.sock"
 SAMPLES_FILE: Final = "ports.json"  # in a state folder that `pgwarden up` filled with samples
 
@@ -192,6 +199,18 @@ OPERATOR: Final = (
 )
 
 
+WEBHOOK: Final = (
+    Setting("url", None, "URL", "Where events are sent to: https, or http to this machine alone."),
+    Setting("secret", None, "reference", "What signs them, `whsec_…`, as `env:NAME` or `file:PATH`, never the secret itself."),
+    Setting("secret_previous", "", "reference", "The secret before it, which signs too while the receiver changes over."),
+    Setting("events", KINDS, "list of kinds", "Some of `findings`, `kills`, `revocations`, `blindness`."),
+    Setting("severity", "warning", "info, warning, critical", "Findings of less than this are not sent."),
+    Setting("timeout_seconds", 15.0, "seconds", "For one attempt, from connecting to the end of the answer."),
+    Setting("attempts", 0, "attempts", "After so many an event is given up; 0 tries until it is taken."),
+    Setting("source", "/pgwarden", "URI reference", "What stands as `source` in each event."),
+    Setting("ca_file", "", "path", "The PEM certificates to trust for the receiver; empty takes the system's."),
+)
+
 ISSUER: Final = (
     _issuer("issuer", "URL", "The token's `iss`, byte for byte: a trailing slash, a port and the case count."),
     _issuer("audience", "text", "What tokens for this gateway have as `aud`."),
@@ -246,6 +265,7 @@ TABLES: Final[Mapping[str, tuple[Setting, ...]]] = MappingProxyType(
         "agents.NAME.grants": GRANT,
         "agents.NAME.grants.rules": RULE,
         "operators.NAME": OPERATOR,
+        "webhooks.NAME": WEBHOOK,
     }
 )
 """By the name that documents give the table."""

@@ -26,7 +26,7 @@ from pgwarden.config import Address, Config, ConfigInvalid, load
 from pgwarden.first_start import Home
 from pgwarden.postgres import Postgres, PostgresSettings, PostgresUnavailable
 from pgwarden.psql import NoPsql, psql
-from pgwarden.settings import SOCKET_FILE, WATCHDOG_SOCKET_FILE
+from pgwarden.settings import SOCKET_FILE, WATCHDOG_SOCKET_FILE, WEBHOOKS_SOCKET_FILE
 from pgwarden.status_socket import status_of
 from pgwarden.supervisor import ChildDied, Interrupted, Part, Supervisor
 from pgwarden.tables import width
@@ -153,7 +153,7 @@ def _start_parts(supervisor: Supervisor, config: Config) -> None:
             "gateway",
             _command("gateway", config.path),
             _environment(),
-            lambda: _is_up(status_socket, supervisor) and _listens(config.gateway.listen),
+            lambda: _is_up(status_socket, supervisor, "gateway") and _listens(config.gateway.listen),
         )
     )
     certificate = config.gateway.tls_certificate or config.state / "tls" / "certificate.pem"
@@ -172,6 +172,16 @@ def _start_parts(supervisor: Supervisor, config: Config) -> None:
         listen = config.metrics.listen
         supervisor.start(Part("metrics", _command("metrics", config.path), _environment(), lambda: _listens(listen)))
         _started("metrics", f"{dashboard_process.url(listen)}/metrics")
+    if config.webhooks:
+        _start_webhooks(supervisor, config)
+
+
+def _start_webhooks(supervisor: Supervisor, config: Config) -> None:
+    status_socket = config.state / WEBHOOKS_SOCKET_FILE
+    supervisor.start(
+        Part("webhooks", _command("webhooks", config.path), _environment(), lambda: _is_up(status_socket, supervisor, "webhooks"))
+    )
+    _started("webhooks", ", ".join(sorted(config.webhooks)))
 
 
 def _issuer(home: Home) -> Part:
@@ -215,10 +225,10 @@ def _environment(more: Mapping[str, str] | None = None) -> Mapping[str, str]:
     return {"PYTHONPATH": os.pathsep.join(filter(None, (str(_ROOT), inherited))), **(more or {})}
 
 
-def _is_up(status_socket: Path, supervisor: Supervisor) -> bool:
-    """Whether the gateway that answers is the one that was started."""
+def _is_up(status_socket: Path, supervisor: Supervisor, part: str) -> bool:
+    """Whether the one that answers is the one that was started."""
     try:
-        return status_of(status_socket, watch.STATUS_SECONDS_MAX).get("pid") == supervisor.pid("gateway")
+        return status_of(status_socket, watch.STATUS_SECONDS_MAX).get("pid") == supervisor.pid(part)
     except (OSError, ValueError):
         return False
 

@@ -44,6 +44,10 @@ def metrics(arguments: argparse.Namespace) -> int:
     return _process(arguments, "pgwarden.metrics_process")
 
 
+def webhooks(arguments: argparse.Namespace) -> int:
+    return _process(arguments, "pgwarden.webhooks_process")
+
+
 def dashboard(arguments: argparse.Namespace) -> int:
     return _process(arguments, "pgwarden.dashboard_process")
 
