@@ -142,6 +142,11 @@ class Recorder:
         """The ticket up to which every event is on disk."""
         return self.disk.reached
 
+    @property
+    def pending_bytes(self) -> int:
+        """Recorded and not yet on disk: who can wait does so well before the buffer is full."""
+        return self._pending_bytes
+
     def record(self, topic: Topic, key: str, event: Event, stamp: Stamp | None = None, *, flush: bool = True) -> int:
         """Take the event, and return its ticket; tickets rise by 1. With `flush=False` it may wait for the linger.
 

@@ -22,7 +22,7 @@ USAGE: Final = 2  # the command line or the configuration; argparse's own
 
 Command: TypeAlias = Callable[[argparse.Namespace], int]
 
-STATUS_PARTS: Final = ("gateway", "relay", "watchdog", "worker", "api", "webhooks", "dashboard")
+STATUS_PARTS: Final = ("gateway", "relay", "watchdog", "worker", "collector", "api", "webhooks", "dashboard")
 
 _Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -94,6 +94,7 @@ def parser() -> argparse.ArgumentParser:
         ("relay", "run a gateway's relay to Kafka, which the gateway itself starts"),
         ("api", "run the API, which keeps the tables and takes commands"),
         ("watchdog", "run the watchdog, which ends what a gateway should have ended"),
+        ("collector", "run the collectors, which see what the database really ran"),
         ("dashboard", "run the dashboard"),
         ("metrics", "serve metrics of the processes of this machine to Prometheus"),
     ):

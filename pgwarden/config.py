@@ -35,6 +35,9 @@ __all__ = ["ConfigInvalid", "Problem", "load", "loads"]
 Durability: TypeAlias = Literal["fast", "group", "strict", "replicated"]
 Backend: TypeAlias = Literal["segments", "kafka"]
 TextMode: TypeAlias = Literal["full", "fingerprint"]
+CollectorKind: TypeAlias = Literal["log", "ebpf", "activity"]
+LogFormat: TypeAlias = Literal["jsonlog", "csvlog"]
+ObservedText: TypeAlias = Literal["full", "digest"]
 TlsMode: TypeAlias = Literal["required", "optional"]
 SslMode: TypeAlias = Literal["disable", "require", "verify-ca", "verify-full"]
 
@@ -102,6 +105,22 @@ class ConnectionConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class CollectorConfig:
+    name: str
+    kind: CollectorKind
+    server: str
+    connections: tuple[str, ...]  # of Config.connections, at least one
+    path: Path | None  # not None where `kind` is "log" or "ebpf"
+    format: LogFormat
+    statement_text: ObservedText
+    text_bytes_max: int
+    from_start: bool
+    canary_seconds: int
+    user: str  # "" = as the first of `connections`, and with its password
+    password: Secret | None
+
+
+@dataclass(frozen=True, slots=True)
 class GrantConfig:
     scope: Scope
     seconds: int  # life from approval; 0 = until revoked
@@ -152,6 +171,7 @@ class Config:
     log: LogConfig
     kafka: KafkaSettings | None  # exactly where log.backend is "kafka"
     connections: Mapping[str, ConnectionConfig]  # by name
+    collectors: Mapping[str, CollectorConfig]
     issuers: Mapping[str, IssuerRules]  # by the name of its table
     agents: Mapping[str, AgentConfig]
     operators: Mapping[str, OperatorConfig]
@@ -220,6 +240,8 @@ class _Reading:
         self.distinct(file, {**listens, "metrics": metrics.listen} if metrics is not None else listens)
         connection_tables = file.named_tables("connections", settings.CONNECTION)
         connections = {name: self.connection(name, table, gateway, log, kafka) for name, table in connection_tables.items()}
+        collector_tables = file.named_tables("collectors", settings.COLLECTOR)
+        collectors = {name: self.collector(name, table, connections) for name, table in collector_tables.items()}
         issuer_tables = file.named_tables("issuers", settings.ISSUER)
         issuers = {name: rules for name, table in issuer_tables.items() if (rules := self.issuer(name, table)) is not None}
         agent_tables = file.named_tables("agents", settings.AGENT)
@@ -248,6 +270,7 @@ class _Reading:
             log=log,
             kafka=kafka,
             connections=MappingProxyType(connections),
+            collectors=MappingProxyType(collectors),
             issuers=MappingProxyType(issuers),
             agents=MappingProxyType(agents),
             operators=MappingProxyType(operators),
@@ -547,6 +570,53 @@ class _Reading:
             sslrootcert=self.roots(table, "sslrootcert"),
             search_path=self.search_path(table),
             durability=durability,
+        )
+        table.finish()
+        return config
+
+    def collector(self, name: str, table: Table, connections: _Named) -> CollectorConfig:
+        if commands.AGENT_NAME.fullmatch(name) is None:
+            table.problem("is no name for a collector", _names_remedy(""))
+        kind = cast(CollectorKind, table.choice("kind", get_args(CollectorKind)))
+        server = table.text("server")
+        if server and commands.AGENT_NAME.fullmatch(server) is None:
+            table.problem(f'is "{printable(server)}", which is no name for a server', _names_remedy(""), "server")
+        names = table.texts("connections")
+        for index, connection in enumerate(names):
+            if connection not in connections:
+                shown = printable(connection)
+                reason = f'is "{shown}", and there is no [connections.{shown}]'
+                table.problem(reason, self.one_of(connection, connections), "connections", index)
+        if table.values.get("connections") == []:
+            table.problem("is empty", 'write connections = ["NAME"]', "connections")
+        path = table.path("path", self.folder)
+        if path is None and kind != "activity":
+            what = "the folder of the server's log files" if kind == "log" else "the socket of pgwarden witness"
+            table.problem(f'is missing, and kind is "{kind}"', f'write path = "…", {what}', "path")
+        elif path is not None and kind == "activity":
+            table.problem('is set, and kind is "activity"', "delete path: pg_stat_activity is asked over a connection", "path")
+        for key in ("format", "from_start"):
+            if kind != "log" and table.written(key):
+                table.problem(f'is set, and kind is "{kind}"', f"delete {key}: only log files have one", key)
+        user = self.identifier(table, "user")
+        password = table.secret("password", self.folder, self.environ)
+        if user and not table.values.get("password"):
+            table.problem("is set without password", 'write password = "env:NAME" or "file:PATH"', "user")
+        elif table.values.get("password") and not user:
+            table.problem("is set without user", "write user, the role that it belongs to", "password")
+        config = CollectorConfig(
+            name=name,
+            kind=kind,
+            server=server,
+            connections=names,
+            path=path,
+            format=cast(LogFormat, table.choice("format", get_args(LogFormat))),
+            statement_text=cast(ObservedText, table.choice("statement_text", get_args(ObservedText))),
+            text_bytes_max=table.whole("text_bytes_max", 0, settings.TEXT_BYTES_MAX),
+            from_start=table.flag("from_start"),
+            canary_seconds=table.whole("canary_seconds", settings.CANARY_SECONDS_MIN, settings.CANARY_SECONDS_MAX),
+            user=user,
+            password=password,
         )
         table.finish()
         return config

@@ -10,6 +10,7 @@ from typing import Final
 
 from pgwarden.settings import (
     API_SOCKET_FILE,
+    COLLECTOR_SOCKET_FILE,
     RELAY_SOCKET_FILE,
     SOCKET_FILE,
     WATCHDOG_SOCKET_FILE,
@@ -26,6 +27,7 @@ SOCKETS: Final[Mapping[str, str]] = {
     "relay": RELAY_SOCKET_FILE,
     "watchdog": WATCHDOG_SOCKET_FILE,
     "worker": WORKER_SOCKET_FILE,
+    "collector": COLLECTOR_SOCKET_FILE,
     "api": API_SOCKET_FILE,
     "webhooks": WEBHOOKS_SOCKET_FILE,
 }

@@ -24,6 +24,9 @@ SECONDS_MAX: Final = 10 * 365 * 86400
 
 BACKLOG_BYTES_MIN: Final = 2**20  # less would refuse statements at each hiccup of a broker
 BACKLOG_BYTES_MAX: Final = 2**50
+TEXT_BYTES_MAX: Final = 16 * 2**20  # of one statement in the record; a frame may be so long
+CANARY_SECONDS_MIN: Final = 5
+CANARY_SECONDS_MAX: Final = 3600
 STALE_SECONDS_MAX: Final = 3600.0  # a revocation may stay unknown to a gateway for as long
 BROKERS_MAX: Final = 100
 REPLICATION_MAX: Final = 16
@@ -46,6 +49,7 @@ RELAY_FINISH_SECONDS_MAX: Final = 5.0  # for what is in the log already to reach
 WATCHDOG_SOCKET_FILE: Final = "run/watchdog.sock"
 WORKER_SOCKET_FILE: Final = "run/worker.sock"
 WEBHOOKS_SOCKET_FILE: Final = "run/webhooks.sock"
+COLLECTOR_SOCKET_FILE: Final = "run/collector.sock"
 API_SOCKET_FILE: Final = "run/api.sock"
 SAMPLES_FILE: Final = "ports.json"  # in a state folder that `pgwarden up` filled with samples
 
@@ -167,6 +171,26 @@ CONNECTION: Final = (
     ),
 )
 
+COLLECTOR: Final = (
+    Setting(
+        "kind", None, "log, ebpf, activity", "How it looks: by the server's log, by the kernel's probes, or by pg_stat_activity."
+    ),
+    Setting(
+        "server", None, "name", "What the record calls the PostgreSQL server that it looks at; all collectors of one server agree."
+    ),
+    Setting("connections", None, "list of connections", "Which connections lead to that server, by the names of their tables."),
+    Setting("path", "", "path", "For `log` the folder of the server's log files, for `ebpf` the socket of `pgwarden witness`."),
+    Setting("format", "jsonlog", "jsonlog, csvlog", "For `log`, which of the server's log formats is read."),
+    Setting(
+        "statement_text", "full", "full, digest", "Whether the record holds a statement's text as it was seen, or its SHA-256 only."
+    ),
+    Setting("text_bytes_max", 64 * 2**10, "bytes", "What of a text is recorded; its digest is of the whole."),
+    Setting("from_start", False, "boolean", "For `log`, whether the first start reads what the files hold already."),
+    Setting("canary_seconds", 60, "seconds", "Between two statements that prove that it sees."),
+    Setting("user", "", "name", "The role that canaries and `activity` log in as; empty takes that of the first connection."),
+    Setting("password", "", "reference", "That role's password, as `env:NAME` or `file:PATH`, never the password itself."),
+)
+
 AGENT: Final = (
     Setting("description", None, "text", "What the agent does."),
     Setting("owner", None, "text", "The person or team that answers for it."),
@@ -260,6 +284,7 @@ TABLES: Final[Mapping[str, tuple[Setting, ...]]] = MappingProxyType(
         "log": LOG,
         "kafka": KAFKA,
         "connections.NAME": CONNECTION,
+        "collectors.NAME": COLLECTOR,
         "issuers.NAME": ISSUER,
         "agents.NAME": AGENT,
         "agents.NAME.grants": GRANT,

@@ -59,7 +59,7 @@ class LogCollector:
         source, settings = self._source, self._settings
         checkpoint = load(source.checkpoint)
         begun_us = now_us()
-        self.resumed_us = checkpoint.complete_us if checkpoint is not None else 0
+        self.resumed_us = self._complete_us = checkpoint.complete_us if checkpoint is not None else 0
         sessions = LogSessions(
             self.name,
             self.server,

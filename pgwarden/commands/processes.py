@@ -33,6 +33,10 @@ def watchdog(arguments: argparse.Namespace) -> int:
     return _process(arguments, "pgwarden.watchdog_process")
 
 
+def collector(arguments: argparse.Namespace) -> int:
+    return _process(arguments, "pgwarden.collector_process")
+
+
 def worker(arguments: argparse.Namespace) -> int:
     if (config := _started(arguments)) is None:
         return 2
