@@ -686,6 +686,7 @@ class Session:
                 tuple(f"{name.schema}.{name.name}" if name.schema else name.name for name in statement.functions)
                 if statement is not None
                 else (),
+                statement is not None and (statement.unbounded or statement.verb == "TRUNCATE"),
             ),
             urgent=False,
         )

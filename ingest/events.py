@@ -404,6 +404,7 @@ class StatementDefined(_Fact, frozen=True, tag=30):
     verbs: tuple[str, ...]
     relations: tuple[str, ...]
     functions: tuple[str, ...]
+    unbounded: bool = False  # changes or reads every row of a table: no condition, no limit
 
 
 class StatementStarted(_Fact, frozen=True, tag=31):

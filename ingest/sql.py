@@ -58,6 +58,7 @@ class Statement:
     transaction: str = ""  # "begin" | "commit" | "rollback" | "savepoint" | "release" | "rollback to" | ""
     refusal: str = ""  # why this is never allowed, whoever asks; "" = ask `identity.scope.decide`
     copies_in: bool = False  # COPY FROM STDIN: it reads on from the client
+    unbounded: bool = False  # changes or reads every row of a table: no condition, no limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +174,7 @@ class _Walk:
         "settings",
         "transaction",
         "types",
+        "unbounded",
         "verb",
     )
 
@@ -189,7 +191,7 @@ class _Walk:
         self.depth = 0
         self.reads = 0  # column references so far
         self.excluded = 0  # and those of them that are to `excluded`
-        self.introspects = self.copies_in = False
+        self.introspects = self.copies_in = self.unbounded = False
         self.prepared: Statement | None = None
         self.verb = self.prepares = self.executes = self.deallocates = self.declares = self.fetches = ""
         self.transaction = self.refusal = ""
@@ -216,6 +218,7 @@ class _Walk:
             transaction=self.transaction,
             refusal=self.refusal,
             copies_in=self.copies_in,
+            unbounded=self.unbounded,
         )
 
     def refuse(self, why: str) -> None:
@@ -381,6 +384,8 @@ class _Walk:
             self.with_clause(node["withClause"])
         if "intoClause" in node:
             self.into(node["intoClause"])
+        if not self.depth and "fromClause" in node and _unconditional(node) and {"limitCount", "groupClause"}.isdisjoint(node):
+            self.unbounded = True
         for clause in node.get("lockingClause", ()):
             locking = clause["LockingClause"]
             names = {_clipped(relation["RangeVar"]["relname"]) for relation in locking.get("lockedRels", ())}
@@ -433,6 +438,7 @@ class _Walk:
         if "withClause" in node:
             self.with_clause(node["withClause"])
         self.access(node["relation"], "update")
+        self.unbounded = self.unbounded or _unconditional(node)
         before = self.reads
         self.node(node["targetList"])
         if self.reads > before or not {"whereClause", "returningClause", "fromClause"}.isdisjoint(node):
@@ -445,6 +451,7 @@ class _Walk:
         if "withClause" in node:
             self.with_clause(node["withClause"])
         self.access(node["relation"], "delete")
+        self.unbounded = self.unbounded or _unconditional(node)
         if not {"whereClause", "returningClause", "usingClause"}.isdisjoint(node):
             self.access(node["relation"], "select")
         self.fields(kind, node)
@@ -850,6 +857,15 @@ def _clipped(name: str) -> str:
 def _strings(nodes: list[_Node], star: str = "") -> list[str]:
     """The parts of a dotted name. A part that is not a String raises KeyError, which refuses the statement."""
     return [star if star and "A_Star" in node else node["String"]["sval"] for node in nodes]
+
+
+def _unconditional(node: _Node) -> bool:
+    """No WHERE, or one that says nothing of the rows: `true`, `1 = 1`."""
+    condition = node.get("whereClause")
+    if condition is None or "A_Const" in condition:
+        return True
+    expression = condition.get("A_Expr", {})
+    return "A_Const" in expression.get("lexpr", {}) and "A_Const" in expression.get("rexpr", {})
 
 
 def _constant(node: _Node) -> str | None:

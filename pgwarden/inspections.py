@@ -6,21 +6,19 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from analytics.detection import Detection
 from analytics.inspection import Inspection, Respond
 from analytics.inspector import Act
 from identity.commands import OURSELVES, Rejected
 from identity.registrar import Registrar, Unrecorded
 from pgwarden.config import Config
 
-DETECTORS: Final[frozenset[str]] = frozenset()
-"""The names of all that may raise a finding."""
-
 _log: Final = logging.getLogger("pgwarden.api")
 
 
 def inspections(config: Config) -> Sequence[Callable[[], Inspection]]:
     """Each makes a step that knows nothing yet."""
-    return ()
+    return (Detection,)
 
 
 def acting(registrar: Registrar) -> Act:

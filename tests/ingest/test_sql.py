@@ -336,3 +336,27 @@ def test_the_tables_say_what_libpg_query_says() -> None:
 
 def test_every_child_type_has_its_own_row() -> None:
     assert {child for fields in FIELDS.values() for child in fields.values()} - {"", NODE, OWN} <= set(FIELDS)
+
+
+@pytest.mark.parametrize(
+    ("text", "unbounded"),
+    [
+        ("delete from a", True),
+        ("delete from a where x = 1", False),
+        ("update a set x = 1 where true", True),
+        ("update a set x = 1 where 1 = 1", True),
+        ("update a set x = 1 where x = 1", False),
+        ("with gone as (delete from a returning x) select * from gone where x = 1", True),
+        ("select * from a", True),
+        ("select * from a limit 5", False),
+        ("select * from a where x = 1", False),
+        ("select x, count(*) from a group by x", False),
+        ("select 1", False),
+        ("select 1 where exists (select * from a)", False),
+        ("explain analyze delete from a", True),
+    ],
+)
+def test_a_statement_that_takes_every_row_is_told(text: str, unbounded: bool) -> None:
+    script = sql.parse(text)
+    assert isinstance(script, sql.Script)
+    assert script.statements[0].unbounded is unbounded
