@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import Counter
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Final
 
 from analytics.inspector import Inspector
@@ -13,7 +15,7 @@ from analytics.runner import Runner
 from ingest.recorder import Recorder
 
 LOOK_SECONDS: Final = 5.0  # between two looks into the tables; the rest is of the moment
-GAPS_COUNTED_MAX: Final = 1_000
+COUNTED_MAX: Final = 1_000  # gaps, open findings, collectors: more are as bad
 
 
 class Figures:
@@ -25,16 +27,30 @@ class Figures:
         self._inspector = inspector
         self._recorder = recorder
         self._queries = queries
-        self._gaps: int | None = None
+        self._of_tables: Mapping[str, object] = {}
 
     async def run(self) -> None:
         while True:
             try:
-                found = await self._queries.ask("recording_gaps", {"limit": GAPS_COUNTED_MAX})
-                self._gaps = sum(item["kind"] == "frames missing" for item in found.items)
+                self._of_tables = await self._look()
             except QuestionFailed:
-                self._gaps = None  # not known, and no figure is given
+                self._of_tables = {}  # not known, and no figure is given
             await asyncio.sleep(LOOK_SECONDS)
+
+    async def _look(self) -> Mapping[str, object]:
+        """Raises QuestionFailed."""
+        gaps = (await self._queries.ask("recording_gaps", {"limit": COUNTED_MAX})).items
+        findings = (await self._queries.ask("findings", {"state": "open", "limit": COUNTED_MAX})).items
+        collectors = (await self._queries.ask("coverage", {"limit": COUNTED_MAX})).items
+        counted = Counter((str(item["detector"]), str(item["severity"])) for item in findings)
+        return {
+            "gaps": sum(item["kind"] == "frames missing" for item in gaps),
+            "findings": [
+                {"detector": detector, "severity": severity, "open": number}
+                for (detector, severity), number in sorted(counted.items())
+            ],
+            "collectors": [_collector(item) for item in collectors if item["state"] != "stopped"],
+        }
 
     def status(self) -> Mapping[str, object]:
         lag, record, inspections = self._runner.lag(), self._recorder.state(), self._inspector.status()
@@ -61,7 +77,7 @@ class Figures:
                 one.name: {"lag_records": one.records, "recorded": one.recorded, "standing": bool(one.error), "error": one.error}
                 for one in inspections
             },
-            "gaps": self._gaps,
+            **self._of_tables,
         }
         if lag.enforcing:
             status["enforcement"] = {
@@ -74,3 +90,25 @@ class Figures:
         standing = [("projection", lag.projection_error), ("enforcement", lag.enforcement_error)]
         standing += [(f"inspection {one.name}", one.error) for one in inspections]
         return {**status, "reason": "; ".join(f"{what} stands still: {error}" for what, error in standing if error)}
+
+
+def _collector(item: Mapping[str, object]) -> Mapping[str, object]:
+    return {
+        "collector": item["witness"],
+        "kind": item["kind"],
+        "server": item["server"],
+        "state": item["state"],
+        "seeing": item["state"] == "seeing",
+        "observed": item["observed"],
+        "lost": item["lost"],
+        "lag_us": item["lag_us"],
+        "complete_us": _us(item["complete_at"]),
+        "canary_us": _us(item["canary_at"]),
+    }
+
+
+def _us(at: object) -> int:
+    """-1: not known."""
+    if isinstance(at, str):
+        at = datetime.fromisoformat(at)
+    return int(at.timestamp() * 1e6) if isinstance(at, datetime) else -1

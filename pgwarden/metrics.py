@@ -44,6 +44,8 @@ def _d(name: str, kind: Kind, process: str, path: str, sentence: str, scale: flo
 
 
 _CONNECTION: Final = {"connection": ""}
+_FINDING: Final = {"detector": "detector", "severity": "severity"}
+_COLLECTOR: Final = {"collector": "collector", "kind": "kind", "server": "server"}
 _WEBHOOK: Final = {"webhook": ""}
 _INSPECTION: Final = {"inspection": ""}
 
@@ -248,6 +250,72 @@ METRICS: Final[tuple[Described, ...]] = (
         labels=_INSPECTION,
     ),
     # -- webhooks
+    Described(
+        "pgwarden_findings_open",
+        "gauge",
+        "api",
+        "open",
+        "Findings that nobody has acknowledged, confirmed or muted.",
+        each="findings",
+        labels=_FINDING,
+    ),
+    Described(
+        "pgwarden_collector_seeing",
+        "gauge",
+        "api",
+        "seeing",
+        "1 while this collector sees what its server does, proven by its canary.",
+        each="collectors",
+        labels=_COLLECTOR,
+    ),
+    Described(
+        "pgwarden_collector_observed_total",
+        "counter",
+        "api",
+        "observed",
+        "Observations that it recorded since it started.",
+        each="collectors",
+        labels=_COLLECTOR,
+    ),
+    Described(
+        "pgwarden_collector_lost_total",
+        "counter",
+        "api",
+        "lost",
+        "Observations that it knows of and did not see.",
+        each="collectors",
+        labels=_COLLECTOR,
+    ),
+    Described(
+        "pgwarden_collector_lag_seconds",
+        "gauge",
+        "api",
+        "lag_us",
+        "Of its last observation, from its end on the server to the record.",
+        scale=_US,
+        each="collectors",
+        labels=_COLLECTOR,
+    ),
+    Described(
+        "pgwarden_collector_complete_timestamp_seconds",
+        "gauge",
+        "api",
+        "complete_us",
+        "All that ended on the server before is on record, since 1970.",
+        scale=_US,
+        each="collectors",
+        labels=_COLLECTOR,
+    ),
+    Described(
+        "pgwarden_collector_canary_timestamp_seconds",
+        "gauge",
+        "api",
+        "canary_us",
+        "When the last canary that it saw was sent, since 1970.",
+        scale=_US,
+        each="collectors",
+        labels=_COLLECTOR,
+    ),
     Described(
         "pgwarden_webhook_deliveries_total",
         "counter",
