@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
 from typing import Final, TypeAlias
 
 import msgspec
@@ -14,6 +13,8 @@ from pydantic import BaseModel, ConfigDict
 
 from analytics.answer_formats import MEDIA_TYPES, Format
 from analytics.guarded_sql import GuardedSql, SqlAnswer, SqlRefusal
+from analytics.health import Tables, dicts
+from analytics.health import health as health_of
 from analytics.inspector import InspectionStatus
 from analytics.queries import QUESTIONS, Answer, Queries, QuestionFailed, QuestionInvalid, described
 from analytics.runner import Lag, Position
@@ -24,9 +25,12 @@ from identity.roles import allows, needs
 GatewayStatuses: TypeAlias = Callable[[], Awaitable[Sequence[Mapping[str, object]]]]
 """What each gateway says of itself; `{"gateway": id, "reachable": false, "reason": ...}` for one that says nothing."""
 
+ProcessStates: TypeAlias = Callable[[], Awaitable[Sequence[Mapping[str, object]]]]
+"""Of each other process: `process`, `name`, `up`, and `reason`, why it is not well or does not answer; "" while it is."""
+
 STATUS_SECONDS: Final = 0.5  # for so long a gateway's word is passed on again: a screen asks for sessions and health at once
 STATUS_SECONDS_MAX: Final = 2.0  # for a gateway's answer
-LAG_SECONDS_MAX: Final = 5.0  # from here on the tables are called late; a commit is due every 0.25 s
+HEALTH_ROWS: Final = 1_000  # gaps, and collectors: more are as bad
 
 _STATUS_OF: Final = {"invalid": 422, "limit": 422, "busy": 429, "unavailable": 503}
 
@@ -46,10 +50,13 @@ def router(
     lag: Callable[[], Lag],
     inspections: Callable[[], Sequence[InspectionStatus]] = tuple,
     positions: Callable[[], Sequence[Position]] = tuple,
+    processes: ProcessStates | None = None,
 ) -> APIRouter:
     """The answers. Each call is authenticated before anything else of it is looked at."""
     routes = APIRouter(prefix="/v1", route_class=guarded(authenticate))
     gateways = _Gateways(statuses)
+    if processes is None:
+        processes = _no_others
 
     async def ask(request: Request, question: str, **fixed: str) -> Answer:
         found = QUESTIONS.get(question)
@@ -78,7 +85,8 @@ def router(
     @routes.get("/health", summary="Whether all is recorded, enforced and projected")
     @needs("viewer", look=False)
     async def health() -> Response:
-        return _json(await _health(queries, gateways, lag(), inspections()))
+        known, others, tables = await asyncio.gather(gateways.known(), processes(), _tables(queries))
+        return _json(health_of(known, others, lag(), inspections(), tables))
 
     @routes.get("/agents", summary="Agents: state, last seen, live sessions, the last 24 hours")
     @needs("viewer")
@@ -293,7 +301,7 @@ class _Gateways:
                 self._states = {
                     str(session.get("session")): str(session.get("state", ""))
                     for status in self._known
-                    for session in _dicts(status.get("sessions"))
+                    for session in dicts(status.get("sessions"))
                 }
         return self._known
 
@@ -306,98 +314,17 @@ class _Gateways:
         return {**session, "state": state} if state else session
 
 
-async def _health(queries: Queries, gateways: _Gateways, lag: Lag, inspections: Sequence[InspectionStatus]) -> dict[str, object]:
-    known = await gateways.known()
-    problems: list[str] = []
-    logs: list[Mapping[str, object]] = []
-    shown: list[dict[str, object]] = []
-    for status in known:
-        name = str(status.get("gateway", ""))
-        log = status.get("log")
-        if status.get("reachable", True) is False:
-            problems.append(f"{name} does not answer: {status.get('reason', '')}")
-        if isinstance(log, Mapping):
-            logs.append(log)
-            if not log.get("available", True):
-                problems.append(f"{name} cannot record, so it lets nothing through: {log.get('reason', '')}")
-        shown.append(
-            {
-                "gateway": name,
-                "reachable": status.get("reachable", True),
-                "reason": status.get("reason", ""),
-                "boot": status.get("boot"),
-                "pid": status.get("pid"),
-                "started_at": _at(status.get("started_us")),
-                "sessions": sessions if isinstance(sessions := status.get("sessions"), int) else len(_dicts(sessions)),
-                "counters": status.get("counters"),
-                "log": _recording([log]) if isinstance(log, Mapping) else None,
-            }
-        )
-    if lag.projection_error:
-        problems.append(f"the tables stand still: {lag.projection_error}")
-    elif lag.seconds > LAG_SECONDS_MAX:
-        problems.append(f"the tables are {lag.seconds:.0f} s behind the log")
-    if lag.enforcement_error:
-        problems.append(f"enforcement stands still: {lag.enforcement_error}")
-    problems += [f"inspection {each.name} stands still: {each.error}" for each in inspections if each.error]
-    gaps: int | None = None
+async def _no_others() -> Sequence[Mapping[str, object]]:
+    return ()
+
+
+async def _tables(queries: Queries) -> Tables | str:
+    """Or why they do not answer."""
     try:
-        found = await queries.ask("recording_gaps", {"limit": 1000})
-        gaps = sum(item["kind"] == "frames missing" for item in found.items)
-        for broken in (await queries.ask("revocations", {"kind": "all", "limit": 1})).items:
-            since = f"since {str(broken['revoked_at'])[:19].replace('T', ' ')} by {broken['operator']} ({broken['reason']})"
-            problems.append(f"everything is revoked {since}: nobody can open a session until pgwarden reinstate --all")
+        gaps = await queries.ask("recording_gaps", {"limit": HEALTH_ROWS})
+        all_revoked = await queries.ask("revocations", {"kind": "all", "limit": 1})
+        collectors = await queries.ask("coverage", {"limit": HEALTH_ROWS})
     except QuestionFailed as error:
-        problems.append(f"the tables do not answer: {error}")
-    return {
-        "status": "degraded" if problems else "ok",
-        "problems": problems,
-        "log": _recording(logs) if logs else None,
-        "gaps": gaps,
-        "gateways": shown,
-        "projection": {"lag_records": lag.records, "lag_us": int(lag.seconds * 1_000_000), "error": lag.projection_error},
-        "enforcement": {
-            "by": "this API" if lag.enforcing else "workers",
-            "lag_records": lag.enforcement_records,
-            "orders_pending": lag.orders_pending,
-            "live_sessions": lag.live_sessions,
-            "error": lag.enforcement_error,
-        },
-        "inspections": [
-            {
-                "inspection": each.name,
-                "lag_records": each.records,
-                "current": each.current,
-                "recorded": each.recorded,
-                "error": each.error,
-            }
-            for each in inspections
-        ],
-    }
-
-
-def _recording(logs: Sequence[Mapping[str, object]]) -> dict[str, object]:
-    """Available when all are; the reason is the first one's that is not."""
-    broken = [log for log in logs if not log.get("available", True)]
-    return {
-        "available": not broken,
-        "since_at": _at(broken[0].get("since_us")) if broken else None,
-        "reason": str(broken[0].get("reason", "")) if broken else "",
-        "refused": sum(_int(log.get("refused")) for log in logs),
-        "pending_bytes": sum(_int(log.get("pending_bytes")) for log in logs),
-        "backlog_bytes": sum(_int(log.get("backlog_bytes")) for log in logs),
-    }
-
-
-def _dicts(value: object) -> list[Mapping[str, object]]:
-    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, list) else []
-
-
-def _int(value: object) -> int:
-    return value if isinstance(value, int) else 0
-
-
-def _at(us: object) -> str | None:
-    if not isinstance(us, int) or not 0 < us < 253_402_300_800_000_000:
-        return None
-    return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=us)).isoformat(timespec="microseconds")[:-6] + "Z"
+        return str(error)
+    running = [row for row in collectors.items if row["state"] != "stopped"]
+    return Tables(sum(item["kind"] == "frames missing" for item in gaps.items), all_revoked.items, running)

@@ -112,7 +112,7 @@ class Runner:
             live_sessions=len(self._state.sessions),
             enforcing=bool(self._enforced),
             projection_error=self._projection_error,
-            enforcement_error="; ".join(self._enforcement_errors.values()),
+            enforcement_error="; ".join(dict.fromkeys(self._enforcement_errors.values())),
         )
 
     def positions(self) -> list[Position]:

@@ -56,7 +56,7 @@ from pgwarden.http_server import CannotStart, SecurityHeaders, Server, bound
 from pgwarden.inspections import acting, inspections
 from pgwarden.logs import open_log, tables_folder
 from pgwarden.metrics import render
-from pgwarden.neighbours import asked
+from pgwarden.neighbours import asked, wrong
 from pgwarden.ordering import ordering
 from pgwarden.settings import API_SOCKET_FILE, SOCKET_FILE
 from pgwarden.status_socket import read_status, serve_status
@@ -136,7 +136,15 @@ async def _run(config: Config) -> int:
                 tasks.add(loop.create_task(alone(log, boot, read), name="the only API"))
             authenticate = authenticating(config, keys)
             answers = analytics_api.router(
-                queries, guarded_sql, snapshots, authenticate, gateways, runner.lag, inspector.status, runner.positions
+                queries,
+                guarded_sql,
+                snapshots,
+                authenticate,
+                gateways,
+                runner.lag,
+                inspector.status,
+                runner.positions,
+                _other_processes(config.state),
             )
             metrics = _metrics(config.state, authenticate)
             triaged = findings_api.router(triager, authenticate)
@@ -269,6 +277,23 @@ async def gateway_status(path: Path, name: str) -> Mapping[str, object]:
         return {**silent, "reason": f"no answer within {STATUS_SECONDS_MAX:g} s"}
     except (OSError, ValueError) as error:
         return {**silent, "reason": f"its status cannot be read: {error}"}
+
+
+def _other_processes(state: Path) -> analytics_api.ProcessStates:
+    """Of this machine. Gateways speak for themselves, and for their relays."""
+
+    async def others() -> Sequence[Mapping[str, object]]:
+        return [
+            {
+                "process": one.process,
+                "name": one.name,
+                "up": one.status is not None,
+                "reason": wrong(one.status) if one.status is not None else one.silence,
+            }
+            for one in await asked(state, without=("gateway", "relay", "api"))
+        ]
+
+    return others
 
 
 def _applied(path: Path, name: str) -> Applied:

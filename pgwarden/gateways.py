@@ -134,7 +134,8 @@ def _status(word: GatewayReported, silent_seconds: float, deaf: bool) -> Mapping
             reason = f"for {silent_seconds:.0f} s this API has read nothing from the brokers; the gateway may be well"
         else:
             reason = f"it has not reported for {silent_seconds:.0f} s: it ended, hangs, or does not reach the brokers"
-        return {"gateway": word.gateway, "reachable": False, "reason": reason, "boot": word.boot, "pid": word.pid}
+        silent = {"gateway": word.gateway, "reachable": False, "reason": reason, "boot": word.boot, "pid": word.pid}
+        return {**silent, "deaf": True} if deaf else silent
     return {
         "gateway": word.gateway,
         "boot": word.boot,

@@ -459,3 +459,19 @@ def test_a_port_that_is_taken_is_said_in_one_sentence() -> None:
     ):
         first.listen()
         api_process.listener(ApiConfig(Address("127.0.0.1", first.getsockname()[1]), allow_remote=False))
+
+
+@pytest.mark.slow
+def test_health_asks_the_other_processes_of_its_machine(folder: Path, free_port: int, wait_for: Callable[..., object]) -> None:
+    run = folder / "state" / "run"
+    with running(folder, free_port) as api, answering(run / "watchdog.sock", b'{"blind": [], "log": {"available": true}}'):
+        with answering(run / "worker-b.sock", b'{"reason": "behind for 31 s"}'):
+            health = api.get("/v1/health").json()
+        assert health["processes"] == [
+            {"process": "watchdog", "name": "", "up": True, "reason": ""},
+            {"process": "worker", "name": "b", "up": True, "reason": "behind for 31 s"},
+        ]
+        assert "worker b is not well: behind for 31 s" in health["problems"]
+        with socket.socket(socket.AF_UNIX) as killed:  # leaves its socket behind
+            killed.bind(os.path.relpath(run / "worker-c.sock"))
+        assert any("worker c does not answer: it does not run" in one for one in api.get("/v1/health").json()["problems"])
