@@ -106,6 +106,21 @@ def parser() -> argparse.ArgumentParser:
     trial = _command(of_webhooks, "test", "webhooks:test", "send a receiver one event that says that nothing has happened")
     _config(trial, inner=True)
     trial.add_argument("name", metavar="NAME", help="of its [webhooks.NAME]")
+    what = "run the witness, which sees in the kernel what a PostgreSQL server of this machine executes; as root"
+    witness = _command(commands, "witness", "witness:run", what, json_option=False)
+    witness.add_argument("--data", required=True, metavar="FOLDER", help="the server's data directory")
+    witness.add_argument("--socket", default="/run/pgwarden/witness.sock", metavar="PATH", help="(/run/pgwarden/witness.sock)")
+    witness.add_argument("--client", default="pgwarden", metavar="USER", help="who may read: the collector's user (pgwarden)")
+    witness.add_argument("--user", default="nobody", metavar="USER", help="what the half that talks becomes (nobody)")
+    witness.add_argument(
+        "--name", type=_name, default="default", metavar="NAME", help="tells witnesses of one machine apart (default)"
+    )
+    witness.add_argument("--nested", action="store_true", help="see the SQL inside functions too")
+    mib = "of what nobody has read yet, in MiB (16)"
+    witness.add_argument("--ring-mib", type=int, choices=(1, 2, 4, 8, 16, 32, 64, 128, 256), default=16, metavar="N", help=mib)
+    witness.add_argument(
+        "--remove", action="store_true", help="take its probes away, which stay when it ends, and what nobody read"
+    )
     what = "run a worker, which shares enforcement on a log in Kafka with others"
     worker = _command(commands, "worker", "processes:worker", what, json_option=False)
     _config(worker)

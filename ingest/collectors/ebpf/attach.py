@@ -71,8 +71,11 @@ class Probes:
         if not self.resumed:
             _clear(self.folder)
             self._load({})
-        for other in parent.iterdir():  # of another build or other settings: its records cannot be read on
+        self.replaced_ns = 0  # since when the records of another build, or of other settings, are not read; 0 = there were none
+        for other in parent.iterdir():
             if other != self.folder:
+                with contextlib.suppress(libbpf.BpfRefused):
+                    self.replaced_ns = _recorded_ns(other)
                 _clear(other)
                 other.rmdir()
         self.fds = {name: libbpf.open_pin(self.folder / f"map-{name}") for name in MAPS}
@@ -165,12 +168,12 @@ class Probes:
         """
         if self.verified:
             return
-        for key in libbpf.keys(self.fds["announced"], 4, 64):
+        for key in libbpf.keys(self.fds["announced"], layout.NAME.size, 64):
             record = libbpf.lookup(self.fds["announced"], key, layout.SESSION_BYTES)
             if record is None:
                 continue
             _, _, server, _, database, user, _ = layout.SESSION_TAIL.unpack_from(record, layout.SESSION_TAIL_AT)
-            said = title(*_U32.unpack(key))
+            said = title(layout.NAME.unpack(key)[1])
             if not said.startswith("postgres: ") or self.server is None or server != self.server.pid:
                 continue  # gone, or of an earlier server
             if not versions.agrees(said, _name(user), _name(database)):
@@ -222,6 +225,16 @@ def _build(settings: ProbeSettings) -> str:
     """Of what must be the same for a ring to be read on."""
     said = f"{settings.nested}/{settings.text_chunks}/{settings.ring_bytes}/{settings.spill_bytes}"
     return hashlib.sha256(object_file().read_bytes() + said.encode()).hexdigest()[:16]
+
+
+def _recorded_ns(folder: Path) -> int:
+    """Up to when what the ring there brought is recorded; when it was made, where nothing is. Raises libbpf.BpfRefused."""
+    fd = libbpf.open_pin(folder / "map-made")
+    try:
+        made, recorded = (libbpf.lookup(fd, _U32.pack(number), 8) or bytes(8) for number in range(2))
+    finally:
+        os.close(fd)
+    return int.from_bytes(recorded, "little") or int.from_bytes(made, "little")
 
 
 def _same(server: Postmaster) -> bool:

@@ -89,7 +89,8 @@ class Decoding:
     witness: str
     server: str
     settings: DecodeSettings = field(default_factory=DecodeSettings)
-    lost: int = 0
+    lost: int = 0  # records that found no room
+    read: int = 0  # records
     resumed: int = 0  # portals that went on: no execution of their own
     _sessions: OrderedDict[_Name, _Session] = field(default_factory=OrderedDict)
     _connections: OrderedDict[tuple[str, str], _Process] = field(default_factory=OrderedDict)
@@ -110,6 +111,7 @@ class Decoding:
         told: list[Observation] = []
         self._mark = mark
         for record in split(span):
+            self.read += 1
             self._record(record, wall_us, told)
         self._tell_gaps(wall_us, told)
         return told
@@ -137,7 +139,7 @@ class Decoding:
         if homeless:
             first, last = min(homeless)[0] // 1000 + wall_us, max(homeless)[0] // 1000 + wall_us
             pids = ", ".join(str(pid) for pid in sorted({pid for _, pid in homeless})[:10])
-            reason = f"the ring was full, and nothing is known of their sessions (pid {pids})"
+            reason = f"the ring was full: who connected, or did what in a session that is not known (pid {pids})"
             told.append(ObservationGap(last, self.witness, self.server, "", first, last, len(homeless), reason))
         self._tell_gaps(wall_us, told)
         return told

@@ -31,6 +31,7 @@ GONE: Final = 4
 MORE: Final = 1
 CUT: Final = 2
 UNREADABLE: Final = 4
+OVER: Final = 8
 
 HEADER: Final = struct.Struct("<QQQIHH")  # time_ns, start_ns, sequence, pid, kind, flags
 TEXT: Final = struct.Struct(
@@ -40,6 +41,7 @@ ENDED: Final = struct.Struct("<32xQQQIHH")  # statement, duration_ns, rows, sqls
 PEER: Final = struct.Struct("<HHH2x16s16s")  # family, local_port, remote_port, local, remote
 PROCESS: Final = struct.Struct("<QQQII16s320s")  # start_ns, cgroup, exe_inode, pid, uid, comm, exe
 SESSION_TAIL: Final = struct.Struct("<QqII64s64s64s")  # started_s, started_us, postmaster, own_pid, database, user, application
+NAME: Final = struct.Struct("<QQ")  # start_ns, pid: the key of an announced session
 PEER_AT: Final = HEADER.size
 PROCESS_AT: Final = PEER_AT + PEER.size
 SESSION_TAIL_AT: Final = PROCESS_AT + PROCESS.size

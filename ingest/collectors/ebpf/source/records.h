@@ -33,6 +33,7 @@ enum flag {
 	MORE = 1,	/* a CHUNK follows */
 	CUT = 2,	/* the text was longer than what may be sent of it */
 	UNREADABLE = 4,	/* the text could not be read */
+	OVER = 8,	/* of an announced session: its backend is gone */
 };
 
 struct header {

@@ -70,11 +70,16 @@ struct {
 	__type(value, struct session);
 } sessions SEC(".maps");
 
-struct {	/* what was said of each live session, for whoever begins to read later */
+struct name {
+	__u64 start_ns;
+	__u64 pid;
+};
+
+struct {	/* what was said of each session, for whoever begins to read later; the reader removes those that are gone */
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 16384);
-	__type(key, __u32);
+	__type(key, struct name);
 	__type(value, struct session_record);
 } announced SEC(".maps");
 
@@ -103,11 +108,12 @@ struct {
 	__uint(map_flags, BPF_F_MMAPABLE);
 } counters SEC(".maps");
 
-struct {	/* when these maps were made: a reader that finds another time has missed what was between */
+struct {	/* when these maps were made, and up to when what they brought is recorded for good: the loader's and the reader's */
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
+	__uint(max_entries, 2);
 	__type(key, __u32);
 	__type(value, __u64);
+	__uint(map_flags, BPF_F_MMAPABLE);
 } made SEC(".maps");
 
 static __always_inline void count(__u32 which)
@@ -285,24 +291,29 @@ static __always_inline void fill(struct session_record *r, struct pt_regs *ctx, 
 	bpf_probe_read_user_str(r->application, sizeof r->application, (void *)text);
 }
 
-/* Tried again at the next probe where the ring had no room. */
+static const struct session_record blank;
+
+/* Filled in its place in `announced`: so a session is known also where the ring has no room for it. */
 static __noinline int announce(struct pt_regs *ctx, struct binary *b, __u32 probe, struct session *s)
 {
-	__u32 pid = bpf_get_current_pid_tgid() >> 32;
 	struct header h;
 	head(&h, s, bpf_ktime_get_boot_ns(), SESSION);
-	struct session_record *r = room(sizeof *r);
-	if (!r) {
+	s->announced = 1;
+	struct name key = { .start_ns = s->start_ns, .pid = h.pid };
+	if (bpf_map_update_elem(&announced, &key, &blank, BPF_ANY)) {
+		count(FULL_SESSIONS);
 		lost(&h);
 		return 0;
 	}
-	__builtin_memset(r, 0, sizeof *r);
-	r->header = h;
+	struct session_record *r = bpf_map_lookup_elem(&announced, &key);
+	if (!r)
+		return 0;
 	fill(r, ctx, b, probe);
-	if (bpf_map_update_elem(&announced, &pid, r, BPF_ANY))
-		count(FULL_SESSIONS);
-	give(r);
-	s->announced = 1;
+	r->header = h;
+	if (bpf_ringbuf_output(&ring, r, sizeof *r, BPF_RB_NO_WAKEUP))
+		lost(&h);
+	else
+		count(MADE);
 	return 0;
 }
 
@@ -755,8 +766,11 @@ int process_exit(void *context)
 		} else {
 			lost(&h);
 		}
+		struct name key = { .start_ns = s->start_ns, .pid = pid };
+		struct session_record *said = bpf_map_lookup_elem(&announced, &key);
+		if (said)
+			said->header.flags = OVER;
 	}
-	bpf_map_delete_elem(&announced, &pid);
 	bpf_map_delete_elem(&sessions, &pid);
 	return 0;
 }
