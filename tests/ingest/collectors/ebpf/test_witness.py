@@ -53,9 +53,14 @@ class Witness:
         """The half that talks."""
         return int(Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()[0])
 
+    def attached(self) -> bool:
+        """Whether the last of its probes is in place."""
+        return any(Path(f"/sys/fs/bpf/pgwarden/{self.name}").glob("*/probe-*-replication"))
+
     def end(self, number: int = signal.SIGTERM) -> bytes:
         assert self.process is not None
-        talker = self.talker if self.process.poll() is None else 0
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split() if self.process.poll() is None else []
+        talker = int(children[0]) if children else 0
         self.process.send_signal(number)
         assert self.process.stderr is not None
         said = self.process.stderr.read()
@@ -224,9 +229,7 @@ async def test_a_flood_that_nobody_reads_is_counted_and_each_loss_is_its_session
     witness.start()
     outlet = Kept()
     try:
-        await await_for(witness.socket.exists)
-        await await_for(lambda: bool(os.listdir(f"/sys/fs/bpf/pgwarden/{witness.name}")))
-        await asyncio.sleep(1)
+        await await_for(witness.attached)
         for number in range(3):
             await asyncio.to_thread(run, own, f"flood {number}", *["select 1"] * 1500)
         async with reading(witness.socket, outlet) as collector:
