@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from identity.commands import RevokeAgent
-from ingest.events import BackendEndOrdered, FindingRaised, FindingRecurred, Frame, Topic
+from ingest.events import BackendEndOrdered, FindingRaised, FindingRecurred, Frame, SessionJudged, Topic
 from ingest.log import Record
 
 Response: TypeAlias = RevokeAgent
@@ -21,7 +21,7 @@ class Respond:
     command: Response
 
 
-Effect: TypeAlias = FindingRaised | FindingRecurred | BackendEndOrdered | Respond
+Effect: TypeAlias = FindingRaised | FindingRecurred | SessionJudged | BackendEndOrdered | Respond
 
 
 class Inspection(Protocol):
@@ -38,7 +38,7 @@ class Inspection(Protocol):
 
     Effects are recorded in their order before the step goes on. Ids (`finding`, `order`, `key`) must be derived from the evidence:
     after a crash the step repeats what stands behind its last checkpoint, and what is recorded under an id already is passed over.
-    A FindingRecurred is known by its finding and its `times`.
+    A FindingRecurred is known by its finding and its `times`, a SessionJudged by its session and its verdict.
 
     An exception stops this step alone, and is told in GET /v1/health; it begins at its last checkpoint when the API starts anew.
     """

@@ -20,7 +20,7 @@ from analytics.inspection import Effect, Inspection, Respond
 from analytics.merged import Merged
 from analytics.settings import AnalyticsSettings
 from ingest.clock import now_us
-from ingest.events import BackendEndOrdered, FindingRaised, FindingRecurred
+from ingest.events import BackendEndOrdered, FindingRaised, FindingRecurred, SessionJudged
 from ingest.follow import Follower
 from ingest.log import EventLog, LogCorrupt, LogUnavailable, Partition
 from ingest.recorder import Recorder
@@ -32,7 +32,7 @@ FOLDER: Final = "inspections"
 
 _log: Final = logging.getLogger(__name__)
 
-_Recorded: TypeAlias = FindingRaised | FindingRecurred | BackendEndOrdered
+_Recorded: TypeAlias = FindingRaised | FindingRecurred | SessionJudged | BackendEndOrdered
 
 Act: TypeAlias = Callable[[Respond], Awaitable[bool]]
 """Carry this command out as an operator's, once. False: not now; it is asked for again."""
@@ -226,6 +226,8 @@ class Inspector:
             match effect:
                 case FindingRaised() | FindingRecurred():
                     await self._record(running, "findings", effect.agent, effect)
+                case SessionJudged():
+                    await self._record(running, "findings", f"{effect.server}/{effect.session_id}", effect)
                 case BackendEndOrdered():
                     await self._record(running, "commands", effect.session_id, effect)
                 case Respond():
@@ -289,6 +291,8 @@ def _id(event: _Recorded) -> str:
             return event.finding
         case FindingRecurred():
             return f"{event.finding} {event.times}"
+        case SessionJudged():
+            return f"{event.server}/{event.session_id} {event.verdict}"
         case BackendEndOrdered():
             return event.order
         case _:

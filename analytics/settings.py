@@ -56,3 +56,19 @@ class AnalyticsSettings:
     snapshot_interval_seconds: float = 900.0  # 0 = only when asked for; more while copying takes more than a twentieth of it
     snapshots_kept: int = 2  # each as large as the tables
     snapshot_free_bytes_min: int = 2 * 2**30  # that stay free on the disk, or none is taken
+
+
+@dataclass(frozen=True, slots=True)
+class ReconcileSettings:
+    kill_shadow: bool = False  # end what no gateway opened and no source declares
+    compare_addresses: bool = True  # False where something between gateway and server rewrites ports
+    patience_ms: int = 750  # that a session which does not bear a gateway's name waits for a gateway's word
+    lateness_seconds: float = 5.0  # that one which does waits, and a statement for its record
+    record_lateness_seconds_max: float = 60.0  # that a gateway is waited for which says that its record is not with the brokers
+    observation_lateness_seconds: float = 1.0  # beyond a collector's watermark
+    end_seconds: float = 60.0  # that a session which is over waits for the collector's word of its end
+    sessions_max: int = 50_000  # of gateways, and as many of servers; those that ended first are forgotten first
+    statements_max: int = 10_000  # of one session that wait for their counterpart, on each side
+    texts_max: int = 2_000  # of one session that are remembered
+    text_characters_max: int = 1_000  # of a text's start, where a collector has cut it
+    findings_per_session_max: int = 50  # of one kind; what is beyond is counted

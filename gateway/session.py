@@ -16,6 +16,7 @@ from gateway.wire import messages
 from gateway.wire.messages import FIRST_USER_OID, NAME_LOOKUP_TYPES, Error, ProtocolViolation, c_string
 from gateway.wire.tracker import ALL_STATEMENTS, Execution, Portal, Tracker, TrackLost, portal_key, statement_key
 from identity.scope import Allow, Authority, Deny, decide
+from ingest.collectors.collector import digest
 from ingest.events import (
     Outcome,
     OutcomeResolved,
@@ -579,7 +580,7 @@ class Session:
         if portal.execution is not None and not portal.execution.ended:
             execution = portal.execution
         else:
-            execution = self._started(portal.text)
+            execution = self._started(portal.text, portal.execution.number if portal.execution is not None else 0)
             execution.bytes_in += portal.bytes_in
             if portal.parameters:
                 self._record(StatementParameters(execution.number, portal.parameters), urgent=False)
@@ -670,9 +671,12 @@ class Session:
                 self._define_text(part.number, text, len(encoded), part.statement, known.fingerprint)
             else:
                 piece = encoded[part.statement.start : part.statement.end]
-                self._define_text(part.number, piece.decode("utf-8", "replace"), len(piece), part.statement, known.fingerprint)
+                text_of_part = piece.decode("utf-8", "replace")
+                self._define_text(part.number, text_of_part, len(piece), part.statement, known.fingerprint, digest(encoded))
 
-    def _define_text(self, number: int, text: str, text_bytes: int, statement: Statement | None, fingerprint: str) -> None:
+    def _define_text(
+        self, number: int, text: str, text_bytes: int, statement: Statement | None, fingerprint: str, whole: str = ""
+    ) -> None:
         full = self._settings.statement_text == "full"
         self._record(
             StatementDefined(
@@ -687,16 +691,18 @@ class Session:
                 if statement is not None
                 else (),
                 statement is not None and (statement.unbounded or statement.verb == "TRUNCATE"),
+                digest(text.encode("utf-8")) if text or not text_bytes else "",
+                whole,
             ),
             urgent=False,
         )
 
-    def _started(self, known: KnownText) -> Execution[KnownText]:
+    def _started(self, known: KnownText, continues: int = 0) -> Execution[KnownText]:
         self.executions += 1
         rule = known.verdict.rule
         ends = known.statement is not None and known.statement.transaction in _ENDS
         at_once = self._waits_before or (ends and self._unfinished > 0 and self._durability != "fast")
-        self._record(StatementStarted(self._now_us, self.executions, known.number, rule), urgent=at_once)
+        self._record(StatementStarted(self._now_us, self.executions, known.number, rule, continues), urgent=at_once)
         self._hold = self._hold or at_once
         self._settles = self._settles or ends
         self._unfinished += 1

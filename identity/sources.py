@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final, TypeAlias
@@ -55,8 +55,8 @@ class Connection:
 class Sources:
     """Owned by one task. `all` is a view that follows the fold, withdrawn ones included."""
 
-    def __init__(self) -> None:
-        self._sources: dict[str, Source] = {}
+    def __init__(self, known: Iterable[Source] = ()) -> None:
+        self._sources: dict[str, Source] = {source.name: source for source in known}
         self.all: Mapping[str, Source] = MappingProxyType(self._sources)
 
     def declared(self, event: SourceDeclared) -> bool:

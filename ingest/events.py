@@ -405,6 +405,8 @@ class StatementDefined(_Fact, frozen=True, tag=30):
     relations: tuple[str, ...]
     functions: tuple[str, ...]
     unbounded: bool = False  # changes or reads every row of a table: no condition, no limit
+    digest: str = ""  # SHA-256 of the text, 32 hex digits, also where the text itself is not kept: collectors' is the same
+    whole: str = ""  # that of the query string which it is a part of; "" where it is all of it
 
 
 class StatementStarted(_Fact, frozen=True, tag=31):
@@ -414,6 +416,7 @@ class StatementStarted(_Fact, frozen=True, tag=31):
     execution: int  # counts up in a session
     statement: int
     rule: str
+    continues: int = 0  # the execution whose portal it goes on with after its end: it runs nothing anew; 0 = none
 
 
 class StatementDenied(_Fact, frozen=True, tag=32):

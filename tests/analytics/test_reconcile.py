@@ -1,0 +1,252 @@
+"""The pure step, against histories of which it is known what is honest in them and what is not."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from analytics.inspection import Effect
+from analytics.reconcile import Reconcile
+from analytics.settings import ReconcileSettings
+from ingest.events import (
+    BackendEndOrdered,
+    BackendOpened,
+    Event,
+    FindingRaised,
+    GatewayReported,
+    SessionJudged,
+    SessionObserved,
+    SessionOpened,
+    SourceDeclared,
+    WitnessStarted,
+)
+from ingest.frames import TOPIC_OF, Framer, decode
+from ingest.log import Record
+from tests.analytics.reconcile_world import SERVER, World, run
+from tests.analytics.scenario import SECOND, START_US, stamp
+
+POLICIES = [
+    {"collectors": ("log", "ebpf")},
+    {"collectors": ("log",), "gaps": False},
+    {"collectors": ("ebpf",), "gaps": False},
+    {"collectors": ("log", "ebpf"), "texts": False, "recorded_texts": False},
+    {"collectors": ("log", "ebpf"), "gaps": False, "late_us": 5_000},
+]
+
+
+@pytest.mark.parametrize("policy", [*POLICIES, {"collectors": ("log",)}, {"collectors": ("ebpf",)}], ids=str)
+@pytest.mark.parametrize("seed", range(3))
+def test_an_honest_history_raises_nothing_however_late_its_parts_come(seed: int, policy: dict[str, object]) -> None:
+    effects, step = run(World(seed, **policy))  # type: ignore[arg-type]
+    assert [effect.summary for effect in effects if isinstance(effect, FindingRaised)] == []
+    verdicts = Counter(effect.verdict for effect in effects if isinstance(effect, SessionJudged))
+    assert verdicts == {"audited": 12, "ours": 4, "declared": 1}
+    assert step.status()["statements_matched"] > 30
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+def test_of_200_violations_of_five_kinds_all_are_found_and_none_is_invented(policy: dict[str, object]) -> None:
+    world = World(200, sessions=40, violations=200, **policy)  # type: ignore[arg-type]
+    effects, _ = run(world)
+    wanted = Counter(violation.kind for violation in world.violations)
+    assert wanted == dict.fromkeys(("shadow", "hijacked", "unaudited", "phantom", "miscounted"), 40)
+    findings = [effect for effect in effects if isinstance(effect, FindingRaised)]
+    assert Counter(finding.detector for finding in findings) == wanted
+    assert len({finding.finding for finding in findings}) == len(findings) == 200
+    # And each is the one that was seeded: by its execution, by the digest of what ran, by the server's name for the session.
+    names = {finding.finding for finding in findings}
+    for violation in world.violations:
+        assert world.name_of(violation) in names, violation
+    unnamed = [finding for finding in findings if not finding.evidence or not finding.offsets]
+    assert unnamed == []
+
+
+def test_an_interrupted_reading_that_goes_on_from_its_state_finds_the_same() -> None:
+    whole, _ = run(World(7, sessions=20, violations=60))
+    pieces, _ = run(World(7, sessions=20, violations=60), restart_every=25)
+    assert [effect for effect in pieces if isinstance(effect, FindingRaised)] == [
+        effect for effect in whole if isinstance(effect, FindingRaised)
+    ]
+
+
+def test_the_same_history_gives_the_same_effects() -> None:
+    assert run(World(3, violations=30))[0] == run(World(3, violations=30))[0]
+
+
+# -- one session, step by step ---------------------------------------------------------------------------------------------------
+
+
+class Desk:
+    """Hands events to the step as they are recorded, and lets time pass."""
+
+    def __init__(self, **settings: object) -> None:
+        self.now_us = START_US
+        self.step = Reconcile(ReconcileSettings(**settings))  # type: ignore[arg-type]
+        self.effects: list[Effect] = []
+        self.offset = 0
+        self.record(WitnessStarted(START_US, "log", "log", SERVER, ("shop",), "statements", "1"))
+        self.now_us += 10 * SECOND
+
+    def record(self, *events: Event) -> None:
+        framer = Framer("gw-1", 1, events_max=100, bytes_max=2**20)
+        for event in events:
+            framer.add(TOPIC_OF[type(event)], "k", event)
+        for entry in framer.cut():
+            self.offset += 1
+            record = Record(entry.topic, 0, self.offset, self.now_us, entry.key, entry.value)
+            self.effects += self.step.step(record, decode(entry.value), self.now_us)
+
+    def wait(self, seconds: float) -> None:
+        until_us = self.now_us + int(seconds * SECOND)
+        while self.now_us < until_us:
+            self.now_us += 250_000
+            self.effects += self.step.tick(self.now_us)
+
+    def seen(self, pid: int = 7, **changes: object) -> SessionObserved:
+        fields: dict[str, object] = {
+            "at_us": self.now_us,
+            "witness": "log",
+            "server": SERVER,
+            "session_id": f"{self.now_us // SECOND:x}.{pid:x}",
+            "backend_pid": pid,
+            "user": "pgwarden",
+            "database": "shop",
+            "client": "10.9.9.9:5555",
+            "application_name": "psql",
+        }
+        event = SessionObserved(**(fields | changes))  # type: ignore[arg-type]
+        self.record(event)
+        return event
+
+    def told(self) -> list[str]:
+        return [effect.detector for effect in self.effects if isinstance(effect, FindingRaised)]
+
+    def verdicts(self) -> list[str]:
+        return [effect.verdict for effect in self.effects if isinstance(effect, SessionJudged)]
+
+    def orders(self) -> list[BackendEndOrdered]:
+        return [effect for effect in self.effects if isinstance(effect, BackendEndOrdered)]
+
+
+def test_a_shadow_session_is_told_within_a_second_with_who_it_is() -> None:
+    desk = Desk()
+    desk.seen(client_pid=4711, client_exe="/usr/bin/psql", client_uid=1000, user="reporting")
+    desk.wait(1)
+    (finding,) = [effect for effect in desk.effects if isinstance(effect, FindingRaised)]
+    assert finding.severity == "critical"
+    assert "role reporting on database shop from 10.9.9.9:5555, process 4711 (/usr/bin/psql) of user id 1000" in finding.summary
+    assert desk.orders() == []  # nothing is ended unless that was asked for
+
+
+def test_a_session_that_bears_a_gateways_name_is_waited_for_and_then_told_all_the_same() -> None:
+    desk = Desk()
+    desk.seen(application_name="pgwarden/reporting/0123456789ab01234567")
+    desk.wait(3)
+    assert desk.told() == []
+    desk.wait(3)
+    assert desk.told() == ["shadow"]
+
+
+def test_a_gateways_word_that_comes_late_is_in_time() -> None:
+    desk = Desk()
+    under = stamp("s1", "reporting", backend_pid=7, backend_start_us=desk.now_us, upstream_port=5555)
+    desk.seen(application_name="pgwarden/reporting/s1")
+    desk.wait(2)
+    desk.record(SessionOpened(desk.now_us, under, "scram", "k", 0, "", "", "3.0", "group"))
+    desk.wait(10)
+    assert (desk.told(), desk.verdicts()) == ([], ["audited"])
+
+
+def test_a_shadow_is_ordered_to_end_where_that_is_wanted_and_once() -> None:
+    desk = Desk(kill_shadow=True)
+    seen = desk.seen()
+    desk.wait(3)
+    desk.record(seen)
+    desk.wait(3)
+    (order,) = desk.orders()
+    assert (order.connection, order.server, order.session_id, order.backend_pid) == ("shop", SERVER, seen.session_id, 7)
+    assert order.backend_start_us == seen.at_us // SECOND * SECOND
+    assert order.finding in [effect.finding for effect in desk.effects if isinstance(effect, FindingRaised)]
+
+
+def test_what_is_declared_or_our_own_is_never_ordered_to_end() -> None:
+    desk = Desk(kill_shadow=True)
+    desk.record(SourceDeclared(desk.now_us, "nightly", "backup", "", ("backup",), "10.0.0.0/8", "", "", "r", "op"))
+    desk.seen(8, user="backup", client="10.0.0.7:5000")
+    desk.seen(9, client="127.0.0.1:6000", application_name="x")
+    desk.record(BackendOpened(desk.now_us, "gw-1", 1, "control", "shop", "pgwarden", 9, desk.now_us, 6000))
+    desk.seen(10, client="127.0.0.1:6001", application_name="x")
+    desk.record(BackendOpened(desk.now_us, "gw-1", 1, "refused", "shop", "pgwarden", 10, 0, 6001))
+    desk.seen(11, backend_type="autovacuum worker")
+    desk.wait(20)
+    assert (desk.told(), desk.orders(), sorted(desk.verdicts())) == ([], [], ["declared", "ours", "ours", "ours"])
+
+
+def test_a_name_alone_makes_nobody_ours() -> None:
+    desk = Desk()
+    desk.record(BackendOpened(desk.now_us, "gw-1", 1, "control", "shop", "pgwarden", 9, desk.now_us, 6000))
+    desk.seen(12, application_name="pgwarden/control/gw-1/1")
+    desk.wait(10)
+    assert desk.told() == ["shadow"]
+
+
+def test_a_gateways_session_that_another_port_holds_is_hijacked_and_not_ended() -> None:
+    desk = Desk(kill_shadow=True)
+    under = stamp("s1", "reporting", backend_pid=7, backend_start_us=desk.now_us, upstream_port=5554)
+    desk.record(SessionOpened(desk.now_us, under, "scram", "k", 0, "", "", "3.0", "group"))
+    desk.seen()
+    desk.wait(10)
+    assert (desk.told(), desk.orders()) == (["hijacked"], [])
+    (finding,) = [effect for effect in desk.effects if isinstance(effect, FindingRaised)]
+    assert (finding.agent, finding.session) == ("reporting", "s1")
+
+
+def test_where_ports_are_rewritten_they_are_not_compared() -> None:
+    desk = Desk(compare_addresses=False)
+    under = stamp("s1", "reporting", backend_pid=7, backend_start_us=desk.now_us, upstream_port=5554)
+    desk.record(SessionOpened(desk.now_us, under, "scram", "k", 0, "", "", "3.0", "group"))
+    desk.seen()
+    desk.wait(10)
+    assert (desk.told(), desk.verdicts()) == ([], ["audited"])
+
+
+def test_nothing_is_ended_on_a_guess_while_a_gateways_record_is_late() -> None:
+    desk = Desk(kill_shadow=True)
+
+    def reported(backlog_bytes: int) -> GatewayReported:
+        t = desk.now_us
+        return GatewayReported(t, "gw-2", 1, 1, True, t, "", 0, 0, backlog_bytes, t, 1, 0, 0, 0, 0, 0)
+
+    desk.record(reported(0))
+    desk.wait(1)
+    desk.seen()
+    for _ in range(30):
+        desk.record(reported(1_000))
+        desk.wait(1)
+    assert (desk.told(), desk.orders()) == ([], [])
+    for _ in range(40):
+        desk.record(reported(1_000))
+        desk.wait(1)
+    assert (desk.told(), desk.orders()) == (["shadow"], [])  # told, and left alone
+    assert "is late" in next(effect.summary for effect in desk.effects if isinstance(effect, FindingRaised))
+
+
+def test_what_began_before_the_record_is_not_explained() -> None:
+    desk = Desk()
+    desk.seen(at_us=START_US - 60 * SECOND)
+    desk.wait(10)
+    assert (desk.told(), desk.verdicts()) == ([], ["unexplained"])
+
+
+def test_what_is_beyond_the_limits_is_counted_and_claimed_of_nobody() -> None:
+    world = World(11, sessions=6)
+    effects, step = run(world, ReconcileSettings(statements_max=5, texts_max=3, sessions_max=3))
+    assert [effect.summary for effect in effects if isinstance(effect, FindingRaised)] == []
+    assert step.status()["statements_beyond_the_limit"] > 0
+
+
+@pytest.mark.parametrize("state", [b"", b"\xc1", b"\x81\xa7sources\x01", b"[]"])
+def test_a_state_that_cannot_be_read_is_said_to_be_so(state: bytes) -> None:
+    with pytest.raises(ValueError, match="reconcile"):
+        Reconcile(ReconcileSettings()).restore(state)
