@@ -193,6 +193,135 @@ class Hour(msgspec.Struct, frozen=True):
     statements: int = 0
 
 
+class Me(msgspec.Struct, frozen=True):
+    """Who the API takes this viewer for."""
+
+    operator: str
+    name: str = ""
+    role: str = ""  # viewer | responder | administrator
+
+
+class FindingEvent(msgspec.Struct, frozen=True):
+    recorded_at: datetime
+    kind: str = ""  # recurred | acknowledged | confirmed
+    operator: str = ""
+    said: str = ""
+    times: int = 0
+
+
+class Finding(msgspec.Struct, frozen=True):
+    finding: str
+    raised_at: datetime
+    detector: str = ""
+    agent: str = ""
+    session: str = ""
+    severity: str = ""  # info | warning | critical
+    state: str = ""  # open | acknowledged | muted | confirmed
+    summary: str = ""
+    times: int = 1
+    last_at: datetime | None = None
+    numbers: dict[str, float] = {}  # each with its unit last in the name
+    offsets: tuple[str, ...] = ()
+    triaged_by: str = ""
+    triaged_at: datetime | None = None
+    note: str = ""
+    history: tuple[FindingEvent, ...] = ()
+
+
+class Mute(msgspec.Struct, frozen=True):
+    detector: str
+    agent: str  # "*": every agent
+    muted_at: datetime | None = None
+    until_at: datetime | None = None
+    operator: str = ""
+    reason: str = ""
+
+
+class Witness(msgspec.Struct, frozen=True):
+    """A collector on a server."""
+
+    witness: str
+    server: str
+    kind: str = ""
+    sees: str = ""  # statements | sessions
+    state: str = ""  # seeing | blind | silent | starting | stopped
+    reason: str = ""
+    blind_since_at: datetime | None = None
+    complete_at: datetime | None = None
+    canary_at: datetime | None = None
+    observed: int = 0
+    lost: int = 0
+    lag_us: int = 0
+
+
+class TopicPlace(msgspec.Struct, frozen=True):
+    """How far the tables are in a partition of the log."""
+
+    topic: str
+    partition: int = 0
+    log_offset: int = 0
+    table_offset: int = 0
+    behind: int = 0
+
+
+class Coverage(msgspec.Struct, frozen=True):
+    items: tuple[Witness, ...] = ()
+    topics: tuple[TopicPlace, ...] = ()
+
+
+class ObservationGap(msgspec.Struct, frozen=True):
+    kind: str  # lost | blind | not looking
+    noticed_at: datetime | None = None
+    witness: str = ""
+    server: str = ""
+    session_id: str = ""
+    from_at: datetime | None = None
+    until_at: datetime | None = None
+    lost: int = 0
+    reason: str = ""
+
+
+class Observed(msgspec.Struct, frozen=True):
+    """A session that collectors saw on a server, and what reconciliation made of it."""
+
+    server: str
+    session_id: str
+    began_at: datetime | None = None
+    ended_at: datetime | None = None
+    user_name: str = ""
+    database: str = ""
+    client: str = ""
+    application_name: str = ""
+    backend_pid: int = 0
+    client_pid: int = 0
+    client_uid: int = -1
+    client_exe: str = ""
+    client_cgroup_path: str = ""
+    witnesses: tuple[str, ...] = ()
+    verdict: str = ""  # audited | ours | declared | shadow | hijacked | unexplained | pending
+    verdict_reason: str = ""
+    session: str = ""  # the gateway's, where it opened one
+    agent: str = ""
+    source: str = ""
+    kill_requested_at: datetime | None = None
+    kill_decided_at: datetime | None = None
+    backend_gone_at: datetime | None = msgspec.field(default=None, name="kill_backend_gone_at")
+
+
+class Source(msgspec.Struct, frozen=True):
+    source: str
+    kind: str = ""
+    state: str = ""  # declared | withdrawn
+    roles: tuple[str, ...] = ()
+    client: str = ""
+    executable: str = ""
+    server: str = ""
+    application_name: str = ""
+    reason: str = ""
+    declared_by: str = ""
+    declared_at: datetime | None = None
+
+
 class SqlColumn(msgspec.Struct, frozen=True):
     name: str
     type: str

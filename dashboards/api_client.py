@@ -14,14 +14,21 @@ from dashboards.answers import (
     PAGE_ROWS_MAX,
     Agent,
     Attempt,
+    Coverage,
+    Finding,
     Grant,
     Health,
     Hour,
     Kill,
+    Me,
     Moment,
+    Mute,
+    ObservationGap,
+    Observed,
     Page,
     Rate,
     Session,
+    Source,
     SqlAnswer,
     Statement,
     Touched,
@@ -69,7 +76,9 @@ class Client:
         )
 
     def of_person(self, token: str) -> Client:
-        """The same connections, with a person's own access token in place of the operator key."""
+        """The same connections, with a person's own access token in place of the operator key; without one, nothing is asked."""
+        if not token:
+            raise SignInOver("Nobody is signed in.", "Sign in.")
         return Client(self._settings, self._http, token)
 
     def close(self) -> None:
@@ -122,6 +131,31 @@ class Client:
         asked = {"agent": agent, "days": str(days), "limit": str(PAGE_ROWS_MAX)}
         return self._get("/v1/questions/agent_hours", asked, Page[Hour]).items
 
+    def me(self) -> Me:
+        return self._get("/v1/me", {}, Me)
+
+    def findings(self, filters: Mapping[str, str], limit: int, before: str = "") -> Page[Finding]:
+        return self._get("/v1/findings", {**filters, "limit": str(limit), "before": before}, Page[Finding])
+
+    def finding(self, finding: str) -> Finding:
+        """With its history."""
+        return self._get(f"/v1/findings/{_part(finding)}", {}, Finding)
+
+    def mutes(self) -> tuple[Mute, ...]:
+        return self._all("/v1/mutes", {}, Page[Mute])
+
+    def coverage(self) -> Coverage:
+        return self._get("/v1/coverage", {"limit": str(PAGE_ROWS_MAX)}, Coverage)
+
+    def observation_gaps(self, limit: int) -> tuple[ObservationGap, ...]:
+        return self._get("/v1/coverage/gaps", {"limit": str(limit)}, Page[ObservationGap]).items
+
+    def observed(self, filters: Mapping[str, str], limit: int, before: str = "") -> Page[Observed]:
+        return self._get("/v1/observations/sessions", {**filters, "limit": str(limit), "before": before}, Page[Observed])
+
+    def sources(self) -> tuple[Source, ...]:
+        return self._all("/v1/sources", {}, Page[Source])
+
     def sql(self, sql: str) -> SqlAnswer:
         """Rows of one SELECT; what the API refuses, it says why."""
         return _answer("/v1/sql", self._exchange("POST", "/v1/sql", json={"sql": sql}), SqlAnswer, nulls=True)
@@ -140,6 +174,18 @@ class Client:
     def deny(self, grant: str, reason: str, request: str) -> None:
         self._post(f"/v1/grants/{_part(grant)}/deny", {"reason": reason}, request)
 
+    def acknowledge(self, finding: str, note: str, request: str) -> None:
+        self._post(f"/v1/findings/{_part(finding)}/acknowledge", {"note": note}, request)
+
+    def confirm(self, finding: str, note: str, request: str) -> None:
+        self._post(f"/v1/findings/{_part(finding)}/confirm", {"note": note}, request)
+
+    def mute(self, finding: str, seconds: int, reason: str, request: str) -> None:
+        self._post("/v1/mutes", {"finding": finding, "seconds": seconds, "reason": reason}, request)
+
+    def unmute(self, detector: str, agent: str, reason: str, request: str) -> None:
+        self._post("/v1/mutes/remove", {"detector": detector, "agent": agent, "reason": reason}, request)
+
     # -- one request -------------------------------------------------------------------------------------------------------------
 
     def _get(self, path: str, params: Mapping[str, str], kind: type[T]) -> T:
@@ -156,7 +202,7 @@ class Client:
                 break
         return tuple(items)
 
-    def _post(self, path: str, body: Mapping[str, str], request: str) -> None:
+    def _post(self, path: str, body: Mapping[str, str | int], request: str) -> None:
         self._exchange("POST", path, json=body, headers={"Idempotency-Key": request})
 
     def _credential(self) -> str:
@@ -172,7 +218,7 @@ class Client:
         method: str,
         path: str,
         params: Mapping[str, str] | None = None,
-        json: Mapping[str, str] | None = None,
+        json: Mapping[str, str | int] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> bytes:
         authorized = {**(headers or {}), "Authorization": f"Bearer {self._credential()}", THROUGH: "dashboard"}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from dashboards import admission, agents, foot, ledger, now, reach, sessions, sql, statements
+from dashboards import admission, agents, coverage, findings, foot, ledger, now, reach, sessions, sign_in, sql, statements
 from dashboards.settings import SettingsRefused
 
 FOLDER = Path(__file__).parent
@@ -20,12 +20,15 @@ pages = {
     "agents": st.Page(agents.page, title="Agents", url_path="agents"),
     "sessions": st.Page(sessions.page, title="Sessions", url_path="sessions"),
     "statements": st.Page(statements.page, title="Statements", url_path="statements"),
+    "findings": st.Page(findings.page, title="Findings", url_path="findings"),
+    "coverage": st.Page(coverage.page, title="Coverage", url_path="coverage"),
     "sql": st.Page(sql.page, title="SQL", url_path="sql"),
 }
 st.session_state["pages"] = pages
 chosen = st.navigation(list(pages.values()), position="top")
 try:
-    admitted = admission.admitted(reach.chosen())
+    provider = reach.chosen().sign_in
+    admitted = sign_in.admitted(provider) if provider else admission.admitted(reach.chosen())
 except SettingsRefused as error:
     ledger.banners([ledger.Banner("bad", "The dashboard cannot start.", str(error))], key="settings")
 else:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from dashboards.settings import ACCESS_FILE_VARIABLE, API_VARIABLE, KEY_FILE_VARIABLE
+from dashboards.settings import ACCESS_FILE_VARIABLE, API_VARIABLE, KEY_FILE_VARIABLE, SIGN_IN_VARIABLE
 
 APP: Final = Path(__file__).with_name("app.py")
 
@@ -49,13 +51,19 @@ _FIXED: Final[Mapping[str, object]] = {
 }
 
 
-def arguments(host: str, port: int, names: tuple[str, ...] = ()) -> tuple[str, ...]:
+def arguments(host: str, port: int, names: tuple[str, ...] = (), secrets_file: Path | None = None) -> tuple[str, ...]:
     """The command that serves the dashboard in the foreground. It holds no secret; see `environment`.
 
-    `names` are further host names under which browsers come, such as that of a proxy in front.
+    `names` are further host names under which browsers come, such as that of a proxy in front. `secrets_file` is what
+    `sign_in_secrets` describes; without it Streamlit finds none, whatever lies about on this machine.
     """
     # A page of another site that rebinds its own name to 127.0.0.1 is refused by its Host header.
-    chosen = {"server.address": host, "server.port": port, "server.allowedHosts": sorted({host, "localhost", *names})}
+    chosen: dict[str, object] = {
+        "server.address": host,
+        "server.port": port,
+        "server.allowedHosts": sorted({host, "localhost", *names}),
+    }
+    chosen["secrets.files"] = [str(secrets_file or os.devnull)]
     return (
         sys.executable,
         "-m",
@@ -66,13 +74,48 @@ def arguments(host: str, port: int, names: tuple[str, ...] = ()) -> tuple[str, .
     )
 
 
-def environment(api: str, key_file: Path, access_file: Path | None = None) -> Mapping[str, str]:
-    """What the process needs beside the caller's own environment.
+PROVIDER: Final = "oidc"  # what Streamlit calls the one provider; no underscore
+
+
+def sign_in_secrets(
+    address: str, metadata: str, client: str, client_secret: str, cookie_secret: str, scope: str, audience: str
+) -> str:
+    """The file by which Streamlit signs people in, TOML. It is secret: 0600, in a folder of ours.
+
+    `address` is where browsers find the dashboard, `metadata` the provider's discovery document.
+    """
+    # A string of JSON is one of TOML: the configuration lets no control characters through.
+    text = json.dumps
+    return "\n".join(
+        (
+            "[auth]",
+            f"redirect_uri = {text(address.rstrip('/') + '/oauth2callback')}",
+            f"cookie_secret = {text(cookie_secret)}",
+            'expose_tokens = ["access"]',
+            f"[auth.{PROVIDER}]",
+            f"client_id = {text(client)}",
+            f"client_secret = {text(client_secret)}",
+            f"server_metadata_url = {text(metadata)}",
+            # The audience is asked for by name: several providers make a token for the API only then; others pass over it.
+            f"authorize_params = {{ audience = {text(audience)} }}",
+            # PKCE always, whatever the provider's metadata says of it
+            f'client_kwargs = {{ scope = {text(scope)}, code_challenge_method = "S256" }}',
+            "",
+        )
+    )
+
+
+def environment(api: str, key_file: Path | None, access_file: Path | None = None, *, sign_in: bool = False) -> Mapping[str, str]:
+    """What the process needs beside the caller's own environment. Where people sign in, they act with their own tokens, and neither
+    key nor access word is told.
 
     Without an access file, whoever can reach the port acts with the operator key: on a machine where agents run, give one, and
     open `http://127.0.0.1:8471/?access=<its word>` once in a browser.
     """
-    told = {API_VARIABLE: api, KEY_FILE_VARIABLE: str(key_file), "PYTHONPATH": str(APP.parent.parent)}
+    told = {API_VARIABLE: api, "PYTHONPATH": str(APP.parent.parent)}
+    if sign_in:
+        return told | {SIGN_IN_VARIABLE: PROVIDER}
+    told |= {KEY_FILE_VARIABLE: str(key_file)}
     return told | ({} if access_file is None else {ACCESS_FILE_VARIABLE: str(access_file)})
 
 

@@ -63,9 +63,8 @@ function hours(root, data) {
   const head = element("tr", "");
   head.append(element("td", ""));
   for (let hour = 0; hour < 24; hour += 1) {
-    const name = element("th", "", hour % 3 === 0 ? String(hour) : "");
+    const name = element("th", hour % 3 === 0 ? "" : "between", String(hour));
     name.scope = "col";
-    name.setAttribute("aria-label", `${hour} h`);
     head.append(name);
   }
   const body = element("tbody", "");

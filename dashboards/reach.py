@@ -10,9 +10,9 @@ from typing import Final
 
 import streamlit as st
 
-from dashboards import ledger
+from dashboards import ledger, sign_in
 from dashboards.answers import Health
-from dashboards.api_client import ApiTrouble, Client
+from dashboards.api_client import ApiTrouble, Client, SignInOver
 from dashboards.ledger import Banner
 from dashboards.settings import DEFAULTS, Settings, settings
 from dashboards.words import ago, plural, utc
@@ -29,8 +29,13 @@ def chosen() -> Settings:
 
 
 @st.cache_resource(show_spinner=False)
-def client() -> Client:
+def _connections() -> Client:
     return Client(chosen())
+
+
+def client() -> Client:
+    """The API, asked as whoever looks: by their own token where people sign in, else by the operator key."""
+    return _connections().of_person(sign_in.token()) if chosen().sign_in else _connections()
 
 
 @st.fragment(run_every=DEFAULTS.refresh_seconds)
@@ -42,6 +47,8 @@ def watch() -> None:
     except ApiTrouble as error:
         st.session_state[_SHOWN] = str(error)
         ledger.banners([Banner("bad", str(error), error.remedy)], key="watch")
+        if isinstance(error, SignInOver):
+            sign_in.again(chosen().sign_in, "watch")
         return
     st.session_state[_SHOWN] = ""
     ledger.banners(recording(health, datetime.now(UTC)), key="watch")

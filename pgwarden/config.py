@@ -73,9 +73,21 @@ class ApiConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class SignInConfig:
+    """How people sign in to the dashboard."""
+
+    issuer: str  # its table's name
+    client_id: str
+    client_secret: Secret
+    address: str  # where browsers find the dashboard, without a path
+    scope: str
+
+
+@dataclass(frozen=True, slots=True)
 class DashboardConfig:
     listen: Address
     allow_remote: bool
+    sign_in: SignInConfig | None = None  # None: whoever shows the access word acts with the operator key
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,10 +245,9 @@ class _Reading:
         api = ApiConfig(*self.listen(api_table, "operator keys"))
         api_table.finish()
         dashboard_table = file.table("dashboard", settings.DASHBOARD)
-        dashboard = DashboardConfig(*self.listen(dashboard_table, "operator keys"))
-        dashboard_table.finish()
+        dashboard_listen = self.listen(dashboard_table, "operator keys")
         metrics = self.metrics(file)
-        listens = {"gateway": gateway.listen, "api": api.listen, "dashboard": dashboard.listen}
+        listens = {"gateway": gateway.listen, "api": api.listen, "dashboard": dashboard_listen[0]}
         self.distinct(file, {**listens, "metrics": metrics.listen} if metrics is not None else listens)
         connection_tables = file.named_tables("connections", settings.CONNECTION)
         connections = {name: self.connection(name, table, gateway, log, kafka) for name, table in connection_tables.items()}
@@ -244,6 +255,8 @@ class _Reading:
         collectors = {name: self.collector(name, table, connections) for name, table in collector_tables.items()}
         issuer_tables = file.named_tables("issuers", settings.ISSUER)
         issuers = {name: rules for name, table in issuer_tables.items() if (rules := self.issuer(name, table)) is not None}
+        dashboard = DashboardConfig(*dashboard_listen, self.sign_in(dashboard_table, issuer_tables, issuers))
+        dashboard_table.finish()
         agent_tables = file.named_tables("agents", settings.AGENT)
         issuer_urls = {name: table.values.get("issuer") for name, table in issuer_tables.items()}
         agents = {name: self.agent(name, table, connections, issuer_urls) for name, table in agent_tables.items()}
@@ -483,6 +496,40 @@ class _Reading:
         metrics = MetricsConfig(*self.listen(table, "the names of agents"))
         table.finish()
         return metrics
+
+    def sign_in(self, table: Table, issuer_tables: _Named, issuers: Mapping[str, IssuerRules]) -> SignInConfig | None:
+        """How people sign in, where `issuer` is written; the other settings go with it."""
+        issuer, client, address, scope = (table.text(key) for key in ("issuer", "client_id", "address", "scope"))
+        secret = table.secret("client_secret", self.folder, self.environ)
+        if not issuer:
+            for key in ("client_id", "client_secret", "address", "scope"):
+                if table.written(key):
+                    table.problem("is set without issuer", 'write issuer = "…", the name of an [issuers.NAME] table', key)
+            return None
+        if issuer not in issuer_tables:
+            reason = f'is "{printable(issuer)}", and there is no [issuers.{printable(issuer)}]'
+            table.problem(reason, self.one_of(issuer, issuer_tables), "issuer")
+        remedies = {
+            "client_id": 'write client_id = "…", the dashboard\'s client at the issuer',
+            "client_secret": 'write client_secret = "env:NAME" or "file:PATH"',
+            "address": 'write address = "https://…", where browsers find the dashboard',
+        }
+        for key, remedy in remedies.items():
+            if not table.written(key):
+                table.problem("is missing, though issuer is set", remedy, key)
+        rules = issuers.get(issuer)
+        if rules is not None and client and client not in rules.operator_clients:
+            remedy = f'write operator_clients = ["{printable(client)}"] below [issuers.{printable(issuer)}]'
+            table.problem(f'is "{printable(client)}", whose tokens the API takes from nobody', remedy, "client_id")
+        if "openid" not in scope.split():
+            table.problem("does not ask for openid, so nobody is told who signs in", 'write scope = "openid profile"', "scope")
+        parts = urlsplit(address)
+        if address and (parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or parts.query):
+            table.problem("is no address of a site", 'write address = "https://pgwarden.example"', "address")
+        elif parts.scheme == "http" and not loopback(parts.hostname or ""):
+            # The code that stands for the person, and then their token, would cross the network in clear text.
+            table.problem("leads over the network in clear text", "write an https:// address, and put TLS in front", "address")
+        return None if secret is None else SignInConfig(issuer, client, secret, address.rstrip("/"), scope)
 
     def distinct(self, file: Table, addresses: Mapping[str, Address]) -> None:
         seen: dict[Address, str] = {}

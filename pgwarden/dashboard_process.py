@@ -6,11 +6,12 @@ import os
 import secrets
 from pathlib import Path
 from typing import NoReturn
+from urllib.parse import urlsplit
 
 from dashboards import launch
 from dashboards.settings import KEY_FILE_VARIABLE
 from pgwarden.api_client import KEY_FILE
-from pgwarden.config import Address, Config
+from pgwarden.config import Address, Config, SignInConfig
 from pgwarden.small_files import write_private
 
 
@@ -21,12 +22,42 @@ def run(config: Config) -> NoReturn:
         OSError: Python cannot be started anew.
     """
     key_file = Path(os.environ.get(KEY_FILE_VARIABLE, "") or config.state / KEY_FILE)
-    arguments = launch.arguments(config.dashboard.listen.host, config.dashboard.listen.port)
+    host, port, sign_in = config.dashboard.listen.host, config.dashboard.listen.port, config.dashboard.sign_in
+    if sign_in is None:
+        arguments = launch.arguments(host, port)
+    else:
+        arguments = launch.arguments(host, port, (urlsplit(sign_in.address).hostname or "",), secrets_file(config, sign_in))
     # A setting of Streamlit in the environment is somebody else's: launch.py spells out all that matters, arguments come first.
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("STREAMLIT_")}
-    told = launch.environment(url(config.api.listen), key_file.absolute(), access_file(config.state).absolute())
+    if sign_in is None:
+        told = launch.environment(url(config.api.listen), key_file.absolute(), access_file(config.state).absolute())
+    else:
+        told = launch.environment(url(config.api.listen), None, sign_in=True)
     path = os.pathsep.join(filter(None, (told["PYTHONPATH"], inherited.get("PYTHONPATH", ""))))
     os.execve(arguments[0], arguments, {**inherited, **told, "PYTHONPATH": path})  # noqa: S606 - no shell is wanted
+
+
+def secrets_file(config: Config, sign_in: SignInConfig) -> Path:
+    """By which Streamlit signs people in: written anew at each start, with a secret for its cookies that is made once. Whoever can
+    read that can forge a person's name on a screen, and not their token: the API looks at tokens alone."""
+    run = config.state / "run"
+    run.mkdir(mode=0o700, parents=True, exist_ok=True)
+    cookie_file = config.state / "dashboard.cookie"
+    if not cookie_file.exists():
+        write_private(cookie_file, secrets.token_hex(32) + "\n")
+    rules = config.issuers[sign_in.issuer]
+    file = run / "dashboard.toml"
+    text = launch.sign_in_secrets(
+        sign_in.address,
+        f"{rules.issuer.rstrip('/')}/.well-known/openid-configuration",  # OpenID Connect Discovery §4
+        sign_in.client_id,
+        sign_in.client_secret.reveal(),
+        cookie_file.read_text(encoding="ascii").strip(),
+        sign_in.scope,
+        rules.audience,
+    )
+    write_private(file, text)
+    return file.absolute()
 
 
 def access_file(state: Path) -> Path:
@@ -40,7 +71,9 @@ def access_file(state: Path) -> Path:
 
 
 def address(config: Config) -> str:
-    """What to open in a browser, once; the browser keeps the word."""
+    """What to open in a browser; where nobody signs in, once, and the browser keeps the word."""
+    if config.dashboard.sign_in is not None:
+        return config.dashboard.sign_in.address
     word = access_file(config.state).read_text(encoding="ascii").strip()
     return f"{url(config.dashboard.listen)}/?access={word}"
 

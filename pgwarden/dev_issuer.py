@@ -1,5 +1,7 @@
 """Clients with secrets in, RFC 9068 access tokens out: a small, real OIDC issuer for development on one machine.
 
+People sign in to it by a form (`dev_sign_in`), for a client that leads back to an address of its own.
+
 It listens on loopback in clear text and trusts whoever can read its folder. For anything else there are real ones (docs/oidc.md).
 """
 
@@ -19,18 +21,20 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
-from urllib.parse import parse_qsl, unquote_plus
+from typing import Final, assert_never
+from urllib.parse import parse_qsl, unquote_plus, urlsplit
 
 import uvicorn
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from joserfc import jwk, jwt
 from joserfc.errors import JoseError
 
 from identity.settings import loopback
+from pgwarden import dev_sign_in
+from pgwarden.dev_sign_in import Asking, Back, DevPerson, SignIn, Unanswerable
 from pgwarden.small_files import Unreadable, content, write_private
 
 ALGORITHM: Final = "ES256"  # signs in 0.05 ms; a 2048-bit RSA key takes 20 times that, and a second to make
@@ -49,6 +53,7 @@ class DevClient:
     id: str
     secret: str = field(repr=False)
     asks: tuple[str, ...] = ("invocation", "task")  # of ASKED_CLAIMS. With "groups" a client gives itself any group
+    redirects: tuple[str, ...] = ()  # where people who signed in are led back to; () = nobody signs in through it
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,7 @@ class DevIssuerSettings:
 
     folder: Path  # holds the signing keys: 0700, and its file 0600
     clients: tuple[DevClient, ...]
+    people: tuple[DevPerson, ...] = ()
     host: str = "127.0.0.1"
     port: int = 8472  # 0 = any free one
     audience: str = "pgwarden"
@@ -77,6 +83,10 @@ class DevIssuerSettings:
                 raise ValueError("clients: each has an id and a secret")
             if not set(client.asks) <= set(ASKED_CLAIMS):
                 raise ValueError(f"clients: {client.id} may ask for {', '.join(ASKED_CLAIMS)} only")
+            if not all(loopback(urlsplit(redirect).hostname or "") and "?" not in redirect for redirect in client.redirects):
+                raise ValueError(f"clients: {client.id} leads people back to addresses of this machine only, without a query")
+        if len({person.name for person in self.people}) != len(self.people):
+            raise ValueError("people: a name is used twice")
         if len({client.id for client in self.clients}) != len(self.clients):
             raise ValueError("clients: an id is used twice")
 
@@ -98,6 +108,7 @@ class DevIssuer:
         self._settings = settings
         self._now = now
         self._clients = {client.id: client for client in settings.clients}
+        self.sign_in = SignIn(url, {client.id: client.redirects for client in settings.clients}, settings.people, now)
         self._decoy = secrets.token_bytes(32)
         self._file = settings.folder / "keys.json"
         self._keys = _read_keys(self._file)
@@ -119,9 +130,13 @@ class DevIssuer:
             "issuer": self.url,
             "token_endpoint": f"{self.url}/token",
             "jwks_uri": f"{self.url}/jwks",
-            "response_types_supported": [],
+            "authorization_endpoint": f"{self.url}/authorize",
+            "response_types_supported": ["code"],
+            "scopes_supported": ["openid"],
+            "code_challenge_methods_supported": ["S256"],  # RFC 8414 §2
+            "authorization_response_iss_parameter_supported": True,  # RFC 9207
             "subject_types_supported": ["public"],
-            "grant_types_supported": ["client_credentials"],
+            "grant_types_supported": ["client_credentials", "authorization_code"],
             "token_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post"],
             "id_token_signing_alg_values_supported": [ALGORITHM],
         }
@@ -130,7 +145,7 @@ class DevIssuer:
         return {"keys": [key.as_dict(private=False) for key in self._keys]}
 
     def answer(self, form: str, authorization: str | None) -> dict[str, object] | _Error:
-        """The token endpoint, RFC 6749 §4.4."""
+        """The token endpoint, RFC 6749 §4.1.3 and §4.4."""
         try:
             pairs = parse_qsl(
                 form, keep_blank_values=True, strict_parsing=bool(form), max_num_fields=self._settings.fields_max, errors="strict"
@@ -143,8 +158,10 @@ class DevIssuer:
         client = self._client(asked, authorization)
         if isinstance(client, _Error):
             return client
+        if asked.get("grant_type") == "authorization_code":
+            return self._of_person(client, asked)
         if asked.get("grant_type") != "client_credentials":
-            return _Error(400, "unsupported_grant_type", "only client_credentials is served")
+            return _Error(400, "unsupported_grant_type", "only client_credentials and authorization_code are served")
         for name in ("audience", "resource"):  # RFC 8707 §2
             if asked.get(name, self._settings.audience) != self._settings.audience:
                 return _Error(400, "invalid_target", f"tokens are for {self._settings.audience} only")
@@ -178,13 +195,34 @@ class DevIssuer:
             claims[name] = value.split() if name == "groups" else value
         return claims
 
-    def _token(self, client: DevClient, asked: Mapping[str, object]) -> dict[str, object]:
+    def _of_person(self, client: DevClient, asked: Mapping[str, str]) -> dict[str, object] | _Error:
+        """OpenID Connect Core §3.1.3: an access token of the person, and an ID token that says who they are."""
+        redeemed = self.sign_in.redeemed(client.id, asked)
+        if redeemed is None:
+            return _Error(400, "invalid_grant", "the code is over, is another's, or was not asked for by this client")
+        person = redeemed.person
+        answer = self._token(client, {"groups": list(person.groups), "scope": redeemed.scope}, person.name)
+        now, signer = int(self._now()), self._keys[0]
+        claims: dict[str, object] = {  # OpenID Connect Core §2
+            "iss": self.url,
+            "aud": client.id,
+            "sub": person.name,
+            "name": person.name,
+            "iat": now,
+            "exp": now + self._settings.lifetime_seconds,
+        }
+        if redeemed.nonce:
+            claims["nonce"] = redeemed.nonce
+        header = {"typ": "JWT", "alg": ALGORITHM, "kid": signer.kid}
+        return answer | {"id_token": jwt.encode(header, claims, signer, algorithms=[ALGORITHM])}
+
+    def _token(self, client: DevClient, asked: Mapping[str, object], subject: str = "") -> dict[str, object]:
         now, signer = int(self._now()), self._keys[0]
         claims: dict[str, object] = {  # RFC 9068 §2.2
             **asked,
             "iss": self.url,
             "aud": self._settings.audience,
-            "sub": client.id,
+            "sub": subject or client.id,
             "client_id": client.id,
             "iat": now,
             "exp": now + self._settings.lifetime_seconds,
@@ -208,6 +246,19 @@ def app(issuer: DevIssuer, settings: DevIssuerSettings) -> FastAPI:
     async def jwks() -> JSONResponse:
         return JSONResponse(issuer.jwks())
 
+    @served.get("/authorize")
+    async def authorize(request: Request) -> Response:
+        return _authorize(issuer.sign_in, dict(request.query_params), "", "")
+
+    @served.post("/authorize")
+    async def sign_in(request: Request) -> Response:
+        posted = await _form(request, settings.form_bytes_max)
+        try:
+            given = dict(parse_qsl(posted or "", keep_blank_values=True, max_num_fields=settings.fields_max, errors="strict"))
+        except ValueError:
+            given = {}
+        return _authorize(issuer.sign_in, given, given.pop("name", ""), given.pop("password", ""))
+
     @served.post("/token")
     async def token(request: Request) -> JSONResponse:
         kind = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
@@ -225,6 +276,24 @@ def app(issuer: DevIssuer, settings: DevIssuerSettings) -> FastAPI:
         return JSONResponse(answer, headers=_NO_STORE)
 
     return served
+
+
+def _authorize(sign_in: SignIn, given: Mapping[str, str], name: str, password: str) -> Response:
+    asked = sign_in.asked(given)
+    match asked:
+        case Back(location):
+            return RedirectResponse(location, 303, headers=dict(dev_sign_in.headers()))
+        case Asking(redirect=redirect):
+            tried = bool(name or password)
+            back = sign_in.signed(asked, name, password) if tried else None
+            if back is not None:
+                return RedirectResponse(back.location, 303, headers=dict(dev_sign_in.headers()))
+            page = dev_sign_in.form(asked, wrong=tried)
+            return HTMLResponse(page, 403 if tried else 200, headers=dict(dev_sign_in.headers(redirect)))
+        case Unanswerable(reason):
+            return HTMLResponse(dev_sign_in.refusal(reason), 400, headers=dict(dev_sign_in.headers()))
+        case _:
+            assert_never(asked)
 
 
 def listener(settings: DevIssuerSettings) -> socket.socket:
@@ -308,10 +377,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--client", action="append", default=[], metavar="ID=FILE", help="a client and the file that holds its secret"
     )
+    parser.add_argument(
+        "--redirect",
+        action="append",
+        default=[],
+        metavar="ID=URL",
+        help="where people who sign in through a client are led back to",
+    )
+    parser.add_argument(
+        "--person",
+        action="append",
+        default=[],
+        metavar="NAME:GROUP,...=FILE",
+        help="a person and the file that holds their password",
+    )
     given = parser.parse_args(arguments)
     try:
-        clients = tuple(_client_of(text) for text in given.client)
-        run(DevIssuerSettings(given.folder, clients, port=given.port, audience=given.audience))
+        redirects = [text.partition("=") for text in given.redirect]
+        clients = tuple(
+            replace(client, redirects=tuple(url for id_, _, url in redirects if id_ == client.id))
+            for client in map(_client_of, given.client)
+        )
+        people = tuple(_person_of(text) for text in given.person)
+        run(DevIssuerSettings(given.folder, clients, people, port=given.port, audience=given.audience))
     except (KeysUnusable, OSError, ValueError) as error:
         sys.stderr.write(f"development issuer: {error}\n")
         return 1
@@ -320,10 +408,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _client_of(text: str) -> DevClient:
     id_, _, file = text.partition("=")
+    return DevClient(id_, _secret(f"client {id_}", file))
+
+
+def _person_of(text: str) -> DevPerson:
+    who, _, file = text.partition("=")
+    name, _, groups = who.partition(":")
+    return DevPerson(name, _secret(f"person {name}", file), tuple(filter(None, groups.split(","))))
+
+
+def _secret(whose: str, file: str) -> str:
     found = content(Path(file), 4096)
     if isinstance(found, Unreadable):
-        raise ValueError(f"the secret of client {id_} is in {file}, {found.reason}")
-    return DevClient(id_, found.data.decode("utf-8").strip())
+        raise ValueError(f"the secret of {whose} is in {file}, {found.reason}")
+    return found.data.decode("utf-8").strip()
 
 
 async def _form(request: Request, bytes_max: int) -> str | None:

@@ -109,6 +109,13 @@ API: Final = (
 DASHBOARD: Final = (
     Setting("listen", "127.0.0.1:8471", "HOST:PORT", "Where the dashboard listens, as the API in clear text."),
     Setting("allow_remote", False, "boolean", "Lets `listen` name an address beyond this machine."),
+    Setting(
+        "issuer", "", "text", "The issuer, by its table's name, through which people sign in; without it the operator key acts."
+    ),
+    Setting("client_id", "", "text", "The dashboard's client there; it stands among the issuer's `operator_clients`."),
+    Setting("client_secret", "", "reference", "That client's secret, as `env:NAME` or `file:PATH`, never the secret itself."),
+    Setting("address", "", "URL", "Where browsers find the dashboard; people are led back to `/oauth2callback` below it."),
+    Setting("scope", "openid profile", "text", "What is asked of the issuer."),
 )
 
 METRICS: Final = (

@@ -24,7 +24,7 @@ from playwright.sync_api import Locator, Page
 
 from dashboards import launch
 from identity.agent_keys import create_operator_key
-from ingest.events import Stamp
+from ingest.events import Event, Stamp
 from ingest.log.segments import SegmentLog
 from ingest.settings import LogSettings
 from tests import broker as brokers
@@ -42,6 +42,7 @@ FLAGS = (
 )
 ALICE, ALICE_SHA256 = create_operator_key()
 BOB, BOB_SHA256 = create_operator_key()
+PEOPLE = {"rita": "responders", "vera": "viewers"}  # who sign in, and their group
 ACCESS_WORD = "0123456789abcdef" * 4
 SHOTS = os.environ.get("PGWARDEN_SCREENSHOTS", "")  # a folder; "" takes none
 
@@ -120,6 +121,10 @@ class House:
     dashboard_port: int
     api: subprocess.Popen[bytes] | None = None
     dashboard: subprocess.Popen[bytes] | None = None
+    issuer_port: int = field(default_factory=brokers.port)
+    signed_port: int = field(default_factory=brokers.port)
+    issuer: subprocess.Popen[bytes] | None = None
+    signed: subprocess.Popen[bytes] | None = None  # a second dashboard, to which people sign in
 
     @property
     def url(self) -> str:
@@ -148,6 +153,23 @@ class House:
             self.folder / "dashboard.log",
         )
 
+    def start_sign_in(self) -> str:
+        """The development issuer, and `pgwarden dashboard` as the configuration has it. Returns its address."""
+        address = f"http://127.0.0.1:{self.signed_port}"
+        people = [argument for who, group in PEOPLE.items() for argument in ("--person", f"{who}:{group}={self.folder / who}")]
+        asked = ["--folder", str(self.folder / "issuer"), "--port", str(self.issuer_port), "--client"]
+        asked += [f"desk={self.folder / 'desk.secret'}", "--redirect", f"desk={address}/oauth2callback", *people]
+        root = launch.APP.parent.parent
+        with (self.folder / "sign-in.log").open("ab") as output:
+            self.issuer = subprocess.Popen(
+                [sys.executable, "-m", "pgwarden.dev_issuer", *asked], stdout=output, stderr=output, cwd=root
+            )
+            command = [sys.executable, "-m", "pgwarden", "dashboard", "-c", str(self.folder / "pgwarden.toml")]
+            self.signed = subprocess.Popen(command, stdout=output, stderr=output, cwd=root)
+        for where in (f"{address}/_stcore/health", f"http://127.0.0.1:{self.issuer_port}/jwks"):
+            until(lambda where=where: httpx.get(where).status_code == 200, where, self.folder / "sign-in.log")  # type: ignore[misc]
+        return address
+
     def get(self, path: str) -> httpx.Response:
         return httpx.get(f"http://127.0.0.1:{self.api_port}{path}", headers={"Authorization": f"Bearer {ALICE}"})
 
@@ -159,6 +181,22 @@ class House:
         assert answer.status_code < 300, answer.text
         told: dict[str, str] = answer.json()
         return told
+
+    def record_as_api(self, *events: Event) -> None:
+        """Findings are the API's to write, and one process writes a topic: these are recorded while it is away."""
+
+        async def write() -> None:
+            log = SegmentLog(self.folder / "state" / "log", LogSettings())
+            writer = Writer(log, "api-before", time.time_ns() // 1000)
+            for event in events:
+                writer.add(getattr(event, "agent", "*"), event)
+            await writer.write()
+            await log.close()
+
+        self.stop_api()
+        asyncio.run(write())
+        self.start_api()
+        until(self.projected, "the tables hold what was recorded")
 
     def agent(self, name: str, description: str = "") -> str:
         self.post("/v1/agents", {"agent": name, "owner": "finance", "description": description, "key": True})
@@ -196,16 +234,16 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def standing(extra: str = "") -> Iterator[House]:
-    """`extra` is further configuration."""
+def standing() -> Iterator[House]:
     with tempfile.TemporaryDirectory(prefix="pgwarden-pages-") as name:
         folder = Path(name)
         made = House(folder, brokers.port(), brokers.port())
         key_file = folder / "operator.key"
         key_file.touch(0o600)
         key_file.write_text(ALICE)
-        (folder / "password").touch(0o600)
-        (folder / "password").write_text("unused")
+        for secret in ("password", "desk.secret", *PEOPLE):
+            (folder / secret).touch(0o600)
+            (folder / secret).write_text(f"the secret of {secret}")
         (folder / "pgwarden.toml").write_text(
             f"""
 state = "state"
@@ -221,7 +259,19 @@ sslmode = "disable"
 key_sha256 = "{ALICE_SHA256}"
 [operators.bob]
 key_sha256 = "{BOB_SHA256}"
-{extra}
+[issuers.dev]
+issuer = "http://127.0.0.1:{made.issuer_port}"
+audience = "pgwarden"
+insecure_http = true
+operator_clients = ["desk"]
+responder_groups = ["responders"]
+viewer_groups = ["viewers"]
+[dashboard]
+listen = "127.0.0.1:{made.signed_port}"
+issuer = "dev"
+client_id = "desk"
+client_secret = "file:desk.secret"
+address = "http://127.0.0.1:{made.signed_port}"
 """
         )
         try:
@@ -229,7 +279,7 @@ key_sha256 = "{BOB_SHA256}"
             made.start_dashboard()
             yield made
         finally:
-            for process in (made.api, made.dashboard):
+            for process in (made.api, made.dashboard, made.signed, made.issuer):
                 if process is not None:
                     end(process)
 

@@ -45,6 +45,8 @@ def pages(under: Stamp) -> dict[str, str]:
         f"/sessions?session={under.session}": "timeline",
         f"/statements?agent={under.agent}": "statements",
         f"/statements?session={under.session}&execution=1": "whole-facts",
+        "/findings": "findings",
+        "/coverage": "topics",
         "/sql": "schema",
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from dashboards import agents, moments, now, reach, sql, statements
+from dashboards import agent_use, agents, endings, grants, moments, now, reach, sql, statements, viewer
 from dashboards.answers import (
     Agent,
     Attempt,
@@ -19,6 +19,7 @@ from dashboards.answers import (
     Session,
     SqlColumn,
     Statement,
+    Touched,
 )
 from dashboards.ledger import Bars, Mark, Number, Sql, Text, Time
 
@@ -41,7 +42,7 @@ def test_a_scope_reads_as_sentences() -> None:
         channels=("done",),
         introspection=True,
     )
-    assert agents.scope_words(scope) == (
+    assert grants.scope_words(scope) == (
         "select on public.orders and public.customers",
         "insert, update and delete on every table of schema app",
         "call public.refresh",
@@ -51,7 +52,7 @@ def test_a_scope_reads_as_sentences() -> None:
 
 
 def test_an_empty_scope_says_that_it_allows_nothing() -> None:
-    assert agents.scope_words(Scope(connection="shop")) == ("nothing",)
+    assert grants.scope_words(Scope(connection="shop")) == ("nothing",)
 
 
 def test_an_agent_that_never_connected_is_marked() -> None:
@@ -81,33 +82,33 @@ def test_agents_that_can_act_come_first() -> None:
 
 def test_a_grant_whose_time_is_over_is_expired_whatever_its_state_says() -> None:
     grant = Grant("g1", "reporter", Scope("shop"), "approved", expires_at=NOW)
-    assert agents.grant_state(grant, NOW) == "expired"
-    assert agents.grant_state(grant, NOW - timedelta(seconds=1)) == "approved"
+    assert grants.grant_state(grant, NOW) == "expired"
+    assert grants.grant_state(grant, NOW - timedelta(seconds=1)) == "approved"
 
 
 # -- endings ---------------------------------------------------------------------------------------------------------------------
 
 
 def test_a_proven_end_shows_how_long_it_took() -> None:
-    row = agents.killed_row(Kill("s1", "reporter", requested_at=NOW, backend_gone_at=NOW + timedelta(milliseconds=42)))
+    row = endings.killed_row(Kill("s1", "reporter", requested_at=NOW, backend_gone_at=NOW + timedelta(milliseconds=42)))
     assert row.cells[1] == Mark("gone", "good")
     assert row.cells[-1] == Number("+42.0 ms")
 
 
 def test_an_end_shows_why_and_when_the_watchdog_had_to_do_it() -> None:
-    assert agents.killed_row(Kill("s1", "a", "all revoked", ended_by="gateway")).cells[0] == Sql("s1", "all revoked", below=True)
-    reaped = agents.killed_row(Kill("s1", "a", "gateway gone", ended_by="watchdog"))
+    assert endings.killed_row(Kill("s1", "a", "all revoked", ended_by="gateway")).cells[0] == Sql("s1", "all revoked", below=True)
+    reaped = endings.killed_row(Kill("s1", "a", "gateway gone", ended_by="watchdog"))
     assert reaped.cells[0] == Sql("s1", "gateway gone, by the watchdog", below=True)
 
 
 def test_an_end_without_proof_is_not_shown_as_gone() -> None:
-    row = agents.killed_row(Kill("s1", "reporter", requested_at=NOW))
+    row = endings.killed_row(Kill("s1", "reporter", requested_at=NOW))
     assert row.cells[1] == Mark("no proof", "bad")
     assert row.cells[-1] == Number("–", "faint")
 
 
 def test_a_session_that_must_end_shows_since_when() -> None:
-    row = agents.ending_row(Session("s1", "reporter", opened_at=NOW), NOW)
+    row = endings.ending_row(Session("s1", "reporter", opened_at=NOW), NOW)
     assert row.cells[1:3] == (Mark("ending", "warn"), Time(NOW, fine=True))
 
 
@@ -259,3 +260,36 @@ def test_a_value_of_an_answer_is_drawn_by_its_type() -> None:
     assert sql.cell(1234567, whole) == Number("1,234,567")
     assert sql.cell(["a", 1, None], SqlColumn("list", "VARCHAR[]")) == Sql('["a",1,null]')
     assert not sql.numeric(SqlColumn("counts", "BIGINT[]"))
+
+
+# -- use -------------------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_granted_and_never_used_stands_apart_from_what_was_refused() -> None:
+    scope = Scope("shop", (Rule("public", ("orders", "refunds"), ("select",)), Rule("app", ("*",), ("insert",))))
+    granted = [
+        Grant("g1", "reporter", scope, "approved"),
+        Grant("g2", "reporter", Scope("shop", (Rule("old", ("t",), ("call",)),)), "revoked"),
+    ]
+    did = [
+        Touched("public.orders", ("SELECT",), 7, 0, 70, last_at=NOW),
+        Touched("app.log", ("INSERT",), 3),
+        Touched("public.secrets", ("SELECT",), 0, 2),
+    ]
+    found = agent_use.uses(granted, did, NOW)
+    assert sorted(found) == ["app.*", "app.log", "public.orders", "public.refunds", "public.secrets"]  # not what was revoked
+    assert (found["app.*"].statements, found["app.log"].may) == (3, {"insert"})
+    rows = {row.id: row for row in agent_use.rows(found)}
+    assert next(iter(rows)) == "public.secrets"
+    assert [rows[name].tone for name in ("public.secrets", "public.refunds", "public.orders", "app.*")] == ["bad", "warn", "", ""]
+
+
+# -- who may ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_role_may_what_the_narrower_ones_may_and_an_unknown_one_nothing() -> None:
+    assert viewer.wide_enough("administrator", "responder")
+    assert viewer.wide_enough("responder", "responder")
+    assert not viewer.wide_enough("viewer", "responder")
+    assert not viewer.wide_enough("emperor", "viewer")
+    assert not viewer.wide_enough("", "viewer")

@@ -901,3 +901,46 @@ def test_a_setting_has_a_name_of_its_own_a_unit_and_one_sentence(table: str) -> 
         assert row.unit
         assert row.sentence.endswith(".")
         assert "\n" not in row.sentence
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"issuer": None}, "dashboard.client_id is set without issuer"),
+        ({"issuer": '"nobody"'}, 'dashboard.issuer is "nobody", and there is no [issuers.nobody]'),
+        ({"client_id": None}, "dashboard.client_id is missing, though issuer is set"),
+        ({"client_id": '"other"'}, 'dashboard.client_id is "other", whose tokens the API takes from nobody'),
+        ({"client_secret": None}, "dashboard.client_secret is missing, though issuer is set"),
+        ({"address": None}, "dashboard.address is missing, though issuer is set"),
+        ({"address": '"http://desk.example"'}, "dashboard.address leads over the network in clear text"),
+        ({"address": '"https://desk.example/below"'}, "dashboard.address is no address of a site"),
+        ({"scope": '"profile"'}, "dashboard.scope does not ask for openid"),
+        ({}, ""),
+    ],
+)
+def test_how_people_sign_in_is_checked_as_a_whole(changed: dict[str, str | None], said: str) -> None:
+    rows = {
+        "issuer": '"idp"',
+        "client_id": '"desk"',
+        "client_secret": '"env:DESK"',
+        "address": '"https://desk.example"',
+        **changed,
+    }
+    written = "\n".join(f"{name} = {value}" for name, value in rows.items() if value is not None)
+    text = f"""[dashboard]
+{written}
+[issuers.idp]
+issuer = "https://idp.example"
+audience = "pgwarden"
+operator_clients = ["desk"]
+viewer_groups = ["people"]
+"""
+    if said:
+        with pytest.raises(ConfigInvalid) as invalid:
+            loads(text, Path("pgwarden.toml"), {"DESK": "s3cret"})
+        assert said in str(invalid.value)
+        assert "s3cret" not in str(invalid.value)
+    else:
+        sign_in = loads(text, Path("pgwarden.toml"), {"DESK": "s3cret"}).dashboard.sign_in
+        assert sign_in is not None
+        assert sign_in.client_secret.reveal() == "s3cret"

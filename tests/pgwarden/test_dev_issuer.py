@@ -192,7 +192,8 @@ async def test_an_authorization_that_cannot_be_read_is_refused(endpoint: Served,
 @pytest.mark.parametrize(
     ("form", "error"),
     [
-        ("grant_type=authorization_code", "unsupported_grant_type"),
+        ("grant_type=authorization_code", "invalid_grant"),
+        ("grant_type=password", "unsupported_grant_type"),
         ("", "unsupported_grant_type"),
         ("grant_type=client_credentials&grant_type=client_credentials", "invalid_request"),
         ("grant_type=client_credentials&client_secret=x", "invalid_request"),
