@@ -25,6 +25,16 @@ CONNECTION: Final = "shop"
 ROLE: Final = "pgwarden"
 KEY_AGENTS: Final = ("ingestion", "migration")  # prove themselves by an agent key
 TOKEN_AGENT: Final = "reporting"  # noqa: S105 - by an access token
+POSTGRES_LOG: Final = {
+    "log_statement": "all",
+    "log_connections": "on",
+    "log_disconnections": "on",
+    "log_replication_commands": "on",
+    # A day of it is kept: a file an hour, each written over when its hour comes again.
+    "log_filename": "postgresql-%H.log",
+    "log_rotation_age": "60",
+    "log_truncate_on_rotation": "on",
+}
 SAMPLES: Final = (*KEY_AGENTS, TOKEN_AGENT)
 _SQL: Final = Path(__file__).parent / "samples"
 
@@ -148,8 +158,11 @@ def _write_services(home: Home) -> None:
     write_private(home.services, "\n".join(services))
 
 
-def write_configuration(home: Home, postgres_port: int) -> None:
-    """The file is written at each start: the database takes another free port each time."""
+def write_configuration(home: Home, postgres_port: int, postgres_log: Path) -> None:
+    """The file is written at each start: the database takes another free port each time.
+
+    `postgres_log`: the folder of the server's log.
+    """
     digest = agent_keys.operator_key_sha256(_line(home.operator_key_file))
     write_private(
         home.config,
@@ -173,6 +186,12 @@ database = "{CONNECTION}"
 user = "{ROLE}"
 password = "file:shop.password"
 sslmode = "disable" # never leaves this machine
+
+[collectors.server-log]
+kind = "log"
+server = "sample"
+connections = ["{CONNECTION}"]
+path = "{postgres_log}"
 
 [issuers.development]
 issuer = "{home.issuer_url}"
@@ -217,6 +236,12 @@ rules = [
 key_sha256 = "{digest}"
 """,
     )
+
+
+def forget_checkpoints(home: Home) -> None:
+    """Let the collector begin anew: the server ran only while we did, and what we do in it before then is nobody's shadow."""
+    for checkpoint in (home.state / "collectors").glob("*.checkpoint"):
+        checkpoint.unlink()
 
 
 def fill(server: Postgres, home: Home) -> None:

@@ -121,9 +121,15 @@ class Postgres:
         return self.home / "data"
 
     @property
+    def log_folder(self) -> Path:
+        return self.data / "log"
+
+    @property
     def log_path(self) -> Path:
-        """The server's log: JSON lines when `jsonlog`, else text."""
-        return self.data / "log" / ("postgresql.json" if self.settings.jsonlog else "postgresql.log")
+        """The server's newest log file: JSON lines when `jsonlog`, else text. One for ever, unless `parameters` say otherwise."""
+        end = ".json" if self.settings.jsonlog else ".log"
+        there = sorted(self.log_folder.glob(f"*{end}"), key=lambda path: path.stat().st_mtime_ns)
+        return there[-1] if there else self.log_folder / f"postgresql{end}"
 
     @property
     def pid(self) -> int:

@@ -26,7 +26,7 @@ from pgwarden.config import Address, Config, ConfigInvalid, load
 from pgwarden.first_start import Home
 from pgwarden.postgres import Postgres, PostgresSettings, PostgresUnavailable
 from pgwarden.psql import NoPsql, psql
-from pgwarden.settings import SOCKET_FILE, WATCHDOG_SOCKET_FILE, WEBHOOKS_SOCKET_FILE
+from pgwarden.settings import COLLECTOR_SOCKET_FILE, SOCKET_FILE, WATCHDOG_SOCKET_FILE, WEBHOOKS_SOCKET_FILE
 from pgwarden.status_socket import status_of
 from pgwarden.supervisor import ChildDied, Interrupted, Part, Supervisor
 from pgwarden.tables import width
@@ -90,13 +90,14 @@ def _everything(wish: Wish, begun_us: int) -> int:
         _check_ports({"gateway": ports.gateway, "API": ports.api, "dashboard": ports.dashboard, "development issuer": ports.issuer})
         supervisor = stack.enter_context(Supervisor(home.state / "logs"))
         print(f"pgwarden {__version__}, everything in {_shown(home.state)}\n", flush=True)
-        server = Postgres(home.state / "postgres", PostgresSettings())
+        server = Postgres(home.state / "postgres", PostgresSettings(jsonlog=True, parameters=first_start.POSTGRES_LOG))
         stack.callback(server.stop)
         stack.callback(supervisor.stop)  # before the database
         server.start()
         first_start.fill(server, home)
         _started("database", f"PostgreSQL 18 on 127.0.0.1:{server.port}, which asks everybody for a password")
-        first_start.write_configuration(home, server.port)
+        first_start.write_configuration(home, server.port, server.log_folder)
+        first_start.forget_checkpoints(home)
         config = load(home.config)
         supervisor.start(_issuer(home))
         _started("issuer", f"{home.issuer_url}, for development")
@@ -147,6 +148,17 @@ def _start_parts(supervisor: Supervisor, config: Config) -> None:
     dashboard = dashboard_process.url(config.dashboard.listen)
     supervisor.start(Part("api", _command("api", config.path), _environment(), lambda: _listens(config.api.listen)))
     _started("api", api)
+    if config.collectors:
+        collector_socket = config.state / COLLECTOR_SOCKET_FILE
+        supervisor.start(
+            Part(
+                "collector",
+                _command("collector", config.path),
+                _environment(),
+                lambda: _is_up(collector_socket, supervisor, "collector"),
+            )
+        )
+        _started("collector", ", ".join(f"{one.name}: the {one.kind} of {one.server}" for one in config.collectors.values()))
     status_socket = config.state / SOCKET_FILE
     supervisor.start(
         Part(
@@ -293,7 +305,8 @@ def _check_port(listen: Address, remedy: str, part: str = "") -> None:
 
 def _reader(config: Config, key_file: Path, begun_us: int) -> watch.Watch:
     sockets = (config.state / SOCKET_FILE, config.state / WATCHDOG_SOCKET_FILE)
-    return watch.Watch(dashboard_process.url(config.api.listen), key_file, *sockets, begun_us)
+    collector = config.state / COLLECTOR_SOCKET_FILE if config.collectors else None
+    return watch.Watch(dashboard_process.url(config.api.listen), key_file, *sockets, begun_us, collector)
 
 
 def _watch(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Final, TypeAlias, TypeVar
 
 import httpx
 import msgspec
 
+from pgwarden.neighbours import wrong
 from pgwarden.printable import printable
 from pgwarden.status_socket import status_of
 
@@ -78,7 +80,16 @@ _News: TypeAlias = tuple[int, str]
 class Watch:
     """One reader of one API. Keeps what it has shown, so that each thing is shown once."""
 
-    def __init__(self, api: str, key_file: Path, gateway_socket: Path, watchdog_socket: Path, since_us: int) -> None:
+    def __init__(
+        self,
+        api: str,
+        key_file: Path,
+        gateway_socket: Path,
+        watchdog_socket: Path,
+        since_us: int,
+        collector_socket: Path | None = None,
+    ) -> None:
+        """`collector_socket`: None where no collector is configured."""
         self._http = httpx.Client(
             base_url=api,
             headers={"Authorization": f"Bearer {key_file.read_text(encoding='ascii').strip()}"},
@@ -87,6 +98,7 @@ class Watch:
         )
         self._socket = gateway_socket
         self._watchdog_socket = watchdog_socket
+        self._collector_socket = collector_socket
         self._since_us = since_us
         self._seen: dict[tuple[str, int], None] = {}
         self._told: dict[str, int] = {}  # lines of refusals, and when
@@ -183,7 +195,8 @@ class Watch:
 
     def shortcomings(self, agents: Sequence[str], dashboard: str) -> list[str]:
         """What did not do its job, a sentence each; none when all did. `agents` should each have worked and been refused."""
-        return [*self._of_the_api(agents), *self._of_the_gateway(agents), *self._of_the_watchdog(), *_of_the_dashboard(dashboard)]
+        of_parts = (self._of_the_gateway(agents), self._of_the_watchdog(), self._of_the_collector())
+        return [*self._of_the_api(agents), *chain.from_iterable(of_parts), *_of_the_dashboard(dashboard)]
 
     def _of_the_api(self, agents: Sequence[str]) -> Iterator[str]:
         try:
@@ -223,6 +236,17 @@ class Watch:
         sessions = status.get("sessions")
         live = {one.get("agent") for one in sessions if isinstance(one, dict)} if isinstance(sessions, list) else set()
         yield from (f"{agent} has no live session" for agent in agents if agent not in live)
+
+    def _of_the_collector(self) -> Iterator[str]:
+        if self._collector_socket is None:
+            return
+        try:
+            status = status_of(self._collector_socket, STATUS_SECONDS_MAX)
+        except (OSError, ValueError) as error:
+            yield f"the collector does not say how it is: {error}"
+            return
+        if reason := wrong(status):
+            yield f"the collector {printable(reason)}"
 
     def _of_the_watchdog(self) -> Iterator[str]:
         try:

@@ -84,8 +84,6 @@ def shortcomings(kind: Format, settings: Mapping[str, str], overrides: Sequence[
     for name, wanted in (("log_connections", "on"), ("log_disconnections", "on"), ("log_replication_commands", "on")):
         if given(name) in ("off", ""):
             wrong(False, name, wanted)
-    if given("log_truncate_on_rotation") == "on":
-        wrong(False, "log_truncate_on_rotation", "off")
     for override in overrides:
         if _hides(override, audits):
             whom = " in ".join(

@@ -752,7 +752,7 @@ def test_a_state_folder_that_cannot_serve_is_refused(tmp_path: Path) -> None:
 
 def test_the_samples_folder_serves_no_other_configuration(tmp_path: Path) -> None:
     home = settle(tmp_path / "state", None)
-    write_configuration(home, 5432)
+    write_configuration(home, 5432, Path("/srv/pg/log"))
     load(home.config)
     (found,) = problems(GOOD, tmp_path)
     assert "whose agents would reach your databases" in found

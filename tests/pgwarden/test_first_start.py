@@ -48,7 +48,7 @@ def test_the_samples_never_join_somebodys_own_record(state: Path) -> None:
 def test_no_file_is_for_others(state: Path) -> None:
     before = os.umask(0)
     try:
-        write_configuration(settle(state, None), 5432)
+        write_configuration(settle(state, None), 5432, Path("/srv/pg/log"))
     finally:
         os.umask(before)
     readable = [path for path in state.rglob("*") if path.is_file() and path.stat().st_mode & 0o077 and path.stat().st_size]
@@ -58,7 +58,7 @@ def test_no_file_is_for_others(state: Path) -> None:
 
 def test_the_configuration_is_one_that_loads_without_a_warning(state: Path) -> None:
     home = settle(state, 21000)
-    write_configuration(home, 5432)
+    write_configuration(home, 5432, Path("/srv/pg/log"))
     config = load(home.config)
     assert config.warnings == ()
     assert config.state == state
