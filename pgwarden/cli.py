@@ -129,6 +129,18 @@ def parser() -> argparse.ArgumentParser:
     status.add_argument("part", choices=STATUS_PARTS, metavar="PART")
     status.add_argument("name", nargs="?", type=_name, metavar="NAME", help="that it was started with, of several")
     _config(status, samples=True)
+    what = "which collectors can run here, why not, and what to do; 0 when one sees statements"
+    doctor = _command(commands, "doctor", "doctor:doctor", what)
+    own = Path(os.environ.get("PGWARDEN_CONFIG") or "pgwarden.toml")
+    missing = None if "PGWARDEN_CONFIG" not in os.environ and not own.exists() else own
+    doctor.add_argument(
+        "-c",
+        "--config",
+        type=Path,
+        default=missing,
+        metavar="FILE",
+        help="(PGWARDEN_CONFIG, else pgwarden.toml where there is one)",
+    )
     rebuild = _command(commands, "rebuild", "processes:rebuild", "make the tables anew from the log, and compare them with the old")
     _config(rebuild)
 

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import psycopg
@@ -110,7 +111,7 @@ def _status(watched: Sequence[Watched], recorder: Recorder) -> Mapping[str, obje
 def _watched(one: CollectorConfig, config: Config, recorder: Recorder) -> Watched:
     connect = connector(one, config.connections)
     return Watched(
-        _collector(one, config, connect),
+        collector_of(one, config.state / "collectors", connect),
         one.connections,
         connect,
         recorder,
@@ -120,12 +121,12 @@ def _watched(one: CollectorConfig, config: Config, recorder: Recorder) -> Watche
     )
 
 
-def _collector(one: CollectorConfig, config: Config, connect: Connect) -> Collector:
+def collector_of(one: CollectorConfig, checkpoints: Path, connect: Connect) -> Collector:
     match one.kind:
         case "log":
             assert one.path is not None
             policy = TextPolicy(one.statement_text == "full", one.text_bytes_max)
-            checkpoint = config.state / "collectors" / f"{one.name}.checkpoint"
+            checkpoint = checkpoints / f"{one.name}.checkpoint"
             return LogCollector(one.name, one.server, LogSource(one.path, one.format, checkpoint, policy, one.from_start))
         case "activity":
             return ActivityCollector(one.name, one.server, connect)
