@@ -54,7 +54,7 @@ class Unreadable:
 
 _decoder: Final = msgspec.json.Decoder(LogLine)
 _CSV_BEGIN: Final = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} ")
-_TIMESTAMP: Final = re.compile(r"(\d{4})-(\d\d)-(\d\d) (\d\d):(\d\d):\d\d\.\d{3} (UTC|GMT|Etc/UTC|[+-]\d{2}(?::?\d{2})?)")
+_TIMESTAMP: Final = re.compile(r"(\d{4})-(\d\d)-(\d\d) (\d\d):(\d\d):(\d\d)\.(\d{3}) (UTC|GMT|Etc/UTC|[+-]\d{2}(?::?\d{2})?)")
 
 
 def cut(kind: Format, data: bytes) -> tuple[Sequence[bytes], int]:
@@ -141,30 +141,36 @@ def _csv(text: str) -> LogLine | Unreadable:
 
 
 class Clock:
-    """The time of records, in microseconds. Most records are of the minute of the one before."""
+    """The time of records, in microseconds. Most records are of the second of the one before."""
 
-    __slots__ = ("_minute", "_minute_us", "_zone")
+    __slots__ = ("_millis", "_second", "_second_us")
 
     def __init__(self) -> None:
-        self._minute = self._zone = ""
-        self._minute_us = 0
+        self._second = ""
+        self._second_us = 0
+        self._millis: dict[str, int] = {}  # of what follows the second, in its zone: at most a thousand
 
     def at_us(self, timestamp: str) -> int:
         """-1 for a timestamp in a zone that is not known: only UTC, and zones that are numbers, mean the same everywhere."""
-        if timestamp[:16] == self._minute and timestamp[23:] == self._zone:
-            second, milli = timestamp[17:19], timestamp[20:23]
-            if second.isdecimal() and milli.isdecimal() and len(timestamp) > 23:
-                return self._minute_us + int(second) * 1_000_000 + int(milli) * 1_000
+        if timestamp[:20] == self._second:
+            milli_us = self._millis.get(timestamp[20:])
+            if milli_us is not None:
+                return self._second_us + milli_us
         match = _TIMESTAMP.fullmatch(timestamp)
         if match is None:
             return -1
+        year, month, day, hour, minute, second = (int(part) for part in match.groups()[:6])
         try:
-            minute = datetime(*(int(part) for part in match.groups()[:5]), tzinfo=UTC)  # type: ignore[misc, arg-type]
+            moment = datetime(year, month, day, hour, minute, second, tzinfo=UTC)
         except ValueError:
             return -1
-        self._minute, self._zone = timestamp[:16], timestamp[23:]
-        self._minute_us = int(minute.timestamp()) * 1_000_000 - _offset_us(match[6])
-        return self._minute_us + int(timestamp[17:19]) * 1_000_000 + int(timestamp[20:23]) * 1_000
+        if timestamp[:20] != self._second:
+            self._second = timestamp[:20]
+            self._second_us = int(moment.timestamp()) * 1_000_000
+        if len(self._millis) > 1000:  # the zone has changed
+            self._millis.clear()
+        milli_us = self._millis[timestamp[20:]] = int(match[7]) * 1_000 - _offset_us(match[8])
+        return self._second_us + milli_us
 
 
 def _offset_us(zone: str) -> int:

@@ -205,10 +205,12 @@ class LogSessions:
         self.out.append(ObservationGap(at_us, self.witness, self.server, name, from_us, at_us, missing, reason))
 
     def _told(self, name: str, session: _Session, line: LogLine, at_us: int, application_name: str = "") -> None:
+        if session.told and session.client:
+            return
         session.user = line.user
         session.database = line.dbname
         session.client = _client(line.remote_host, line.remote_port)
-        if session.told:
+        if session.told:  # before this start; what it is called is not in the checkpoint
             return
         session.told = True
         self.out.append(
