@@ -43,6 +43,7 @@ from ingest.events import (
     LogRecovered,
     ObservationGap,
     OutcomeResolved,
+    ProcessReported,
     RecordingStopped,
     RecordRead,
     SessionClosed,
@@ -372,6 +373,7 @@ def step(state: State, event: Event, writer: str, boot: int, now_us: int) -> tup
             | RecordRead()
             | BackendOpened()
             | WatchdogConnected()
+            | ProcessReported()
             | SessionJudged()
         ):
             pass

@@ -112,6 +112,8 @@ def _of_api(lag: Lag, inspections: Sequence[InspectionStatus]) -> list[_Problem]
 def _of_process(process: Said) -> _Problem | None:
     reason = str(process.get("reason", ""))
     shown = " ".join(part for part in (str(process.get("process", "")), str(process.get("name", ""))) if part)
+    if process.get("process") == "collector" and reason.startswith("does not see "):
+        return None  # each of its collectors tells that for itself, in the log
     if process.get("up") is False:
         return f"{shown} does not answer", reason
     # "cannot record: no space left" has the same cause as a gateway that says that for itself.

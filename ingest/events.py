@@ -643,6 +643,18 @@ class WatchdogConnected(_Fact, frozen=True, tag=64):
     upstream_port: int  # its local port of that connection; 0 = not known
 
 
+class ProcessReported(_Fact, frozen=True, tag=100):
+    """A worker's or watchdog's word on itself, every few seconds, where the log is Kafka. Key = name."""
+
+    at_us: int
+    process: str  # as the command that runs it
+    name: str  # as it writes frames
+    boot: int
+    pid: int
+    reason: str  # why it is not well; "" while it is
+    stopping: bool = False  # its last word: it was told to end
+
+
 # -- witness: what collectors saw the database do (topic "witness", key = `server` "/" `session_id`, or `server` alone) ------------
 
 
@@ -840,7 +852,7 @@ CommandEvent: TypeAlias = SessionEndOrdered | BackendEndOrdered
 FindingEvent: TypeAlias = (
     FindingRaised | FindingRecurred | FindingAcknowledged | FindingConfirmed | FindingsMuted | FindingsUnmuted | SessionJudged
 )
-ObservationEvent: TypeAlias = SessionReaped | GatewayReported | BackendReaped | WatchdogConnected
+ObservationEvent: TypeAlias = SessionReaped | GatewayReported | BackendReaped | WatchdogConnected | ProcessReported
 WitnessEvent: TypeAlias = (
     WitnessStarted
     | WitnessStopped

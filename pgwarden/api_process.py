@@ -62,6 +62,7 @@ from pgwarden.settings import API_SOCKET_FILE, SOCKET_FILE
 from pgwarden.status_socket import read_status, serve_status
 
 WRITER: Final = "api"
+REPORTING: Final = ("worker", "watchdog")  # themselves, where the log is Kafka
 WRITTEN: Final = ("identity", "commands", "findings", "looks")
 FIRST_AGENTS_RETRY_SECONDS: Final = 1.0
 ALONE_RETRY_SECONDS: Final = 0.25  # after the log was not available
@@ -129,8 +130,8 @@ async def _run(config: Config) -> int:
             }
             gateways: analytics_api.GatewayStatuses = _asked_gateway(config)
             applied: Applied = _applied(config.state / SOCKET_FILE, config.gateway.name)
-            if config.kafka is not None:
-                reports = Reports(log)
+            reports = Reports(log) if config.kafka is not None else None
+            if reports is not None:
                 gateways, applied = reports.statuses, reports.waiting_for
                 tasks.add(loop.create_task(reports.run(), name="reports"))
                 tasks.add(loop.create_task(alone(log, boot, read), name="the only API"))
@@ -144,7 +145,7 @@ async def _run(config: Config) -> int:
                 runner.lag,
                 inspector.status,
                 runner.positions,
-                _other_processes(config.state),
+                _other_processes(config.state, reports),
             )
             metrics = _metrics(config.state, authenticate)
             triaged = findings_api.router(triager, authenticate)
@@ -279,19 +280,20 @@ async def gateway_status(path: Path, name: str) -> Mapping[str, object]:
         return {**silent, "reason": f"its status cannot be read: {error}"}
 
 
-def _other_processes(state: Path) -> analytics_api.ProcessStates:
-    """Of this machine. Gateways speak for themselves, and for their relays."""
+def _other_processes(state: Path, reports: Reports | None) -> analytics_api.ProcessStates:
+    """Of this machine, and those of others that report themselves. Gateways speak for themselves, and for their relays."""
 
     async def others() -> Sequence[Mapping[str, object]]:
-        return [
+        here = [
             {
                 "process": one.process,
                 "name": one.name,
                 "up": one.status is not None,
                 "reason": wrong(one.status) if one.status is not None else one.silence,
             }
-            for one in await asked(state, without=("gateway", "relay", "api"))
+            for one in await asked(state, without=("gateway", "relay", "api", *(REPORTING if reports is not None else ())))
         ]
+        return here if reports is None else [*here, *reports.processes()]
 
     return others
 

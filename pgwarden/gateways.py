@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from ingest.clock import now_us
-from ingest.events import GatewayReported
+from ingest.events import GatewayReported, ProcessReported
 from ingest.follow import Follower
 from ingest.log import EventLog, LogCorrupt, LogUnavailable
 
@@ -22,12 +22,14 @@ REPORTS_BACK: Final = 2_000  # records of each partition that are read at the st
 MISSED_SECONDS_MAX: Final = 5.0  # of the reports that come each second
 SHOWN_SECONDS_MAX: Final = 900.0  # a gateway that has ended is missed for so long, and then forgotten
 GATEWAYS_MAX: Final = 1_000  # names that are remembered, the most silent go first
+PROCESSES_MAX: Final = 1_000  # as of gateways
 WHOLE_SECONDS_MAX: Final = 10.0  # since all that was reported had been read; beyond it nobody here knows who runs
 LOOK_SECONDS: Final = 1.0  # between two looks at how much that is
 NAMESAKE_SECONDS: Final = (
     30.0  # a start of a gateway's outlives its next one by some eight seconds, its relay's last words included
 )
 UNKNOWN: Final = "unknown"  # in answers: a gateway that we may not have heard of
+PROCESS_MISSED_SECONDS_MAX: Final = 15.0  # of the reports of workers and watchdogs, which come every five seconds
 RETRY_SECONDS: Final = 0.25  # after the log was not available
 BROKEN_RETRY_SECONDS: Final = 5.0  # after it was corrupt: a person must act
 
@@ -44,6 +46,7 @@ class Reports:
         self._words: dict[str, tuple[GatewayReported, float]] = {}  # with the time at which it was heard
         self._began: dict[str, float] = {}  # when the start that the word is of was heard first
         self._namesakes: dict[str, tuple[GatewayReported, float]] = {}  # of another process that goes on under the same name
+        self._processes: dict[tuple[str, str], tuple[ProcessReported, float]] = {}  # by process and name, with when it was heard
         self._whole_at: float | None = None  # all that was reported before had been read
 
     async def run(self) -> None:
@@ -72,6 +75,14 @@ class Reports:
         found = [(word, now - heard) for _, (word, heard) in sorted(self._words.items())]
         return [_status(word, silent, deaf) for word, silent in found if silent < SHOWN_SECONDS_MAX]
 
+    def processes(self) -> Sequence[Mapping[str, object]]:
+        """Workers and watchdogs: `process`, `name`, `up`, and `reason`. None while nothing is read: that is not their fault."""
+        now = self._clock()
+        if self._whole_at is None or now - self._whole_at > MISSED_SECONDS_MAX:
+            return ()
+        heard = [(word, now - heard) for _, (word, heard) in sorted(self._processes.items())]
+        return [_process(word, silent) for word, silent in heard if silent < SHOWN_SECONDS_MAX]
+
     async def waiting_for(self, at_us: int) -> Sequence[str]:
         """Who does not act yet on all that was recorded of identities up to `at_us`; UNKNOWN where it is not known who runs."""
         now = self._clock()
@@ -93,10 +104,14 @@ class Reports:
             while True:
                 for record, frame in await follower.poll(timeout_seconds=LOOK_SECONDS):
                     for _, event in frame.events:
+                        if not isinstance(event, (GatewayReported, ProcessReported)):
+                            continue
+                        past = record.offset < ends.get((record.topic, record.partition), 0)
+                        age_seconds = max(0.0, (self._now_us() - record.at_us) / 1e6) if past else 0.0
                         if isinstance(event, GatewayReported):
-                            past = record.offset < ends.get((record.topic, record.partition), 0)
-                            age_seconds = max(0.0, (self._now_us() - record.at_us) / 1e6) if past else 0.0
                             self._heard(event, age_seconds, past)
+                        else:
+                            self._heard_process(event, age_seconds)
                 if all(follower.offsets[place] >= end for place, end in reported.items()):
                     self._whole_at = asked_at
                     if self._clock() - asked_at >= LOOK_SECONDS:
@@ -125,6 +140,25 @@ class Reports:
             silent = min(self._words, key=lambda name: self._words[name][1])
             del self._words[silent], self._began[silent]
             self._namesakes.pop(silent, None)
+
+    def _heard_process(self, word: ProcessReported, age_seconds: float) -> None:
+        name = (word.process, word.name)
+        before = self._processes.get(name)
+        if before is not None and word.boot < before[0].boot:
+            return  # an old one's word comes late
+        if word.stopping:
+            self._processes.pop(name, None)
+            return
+        self._processes[name] = (word, self._clock() - age_seconds)
+        if len(self._processes) > PROCESSES_MAX:
+            del self._processes[min(self._processes, key=lambda name: self._processes[name][1])]
+
+
+def _process(word: ProcessReported, silent_seconds: float) -> Mapping[str, object]:
+    up = silent_seconds <= PROCESS_MISSED_SECONDS_MAX
+    silence = f"it has not reported for {silent_seconds:.0f} s: it ended, hangs, or does not reach the brokers"
+    name = word.name.removeprefix(f"{word.process}-")
+    return {"process": word.process, "name": name, "up": up, "reason": word.reason if up else silence}
 
 
 def _status(word: GatewayReported, silent_seconds: float, deaf: bool) -> Mapping[str, object]:

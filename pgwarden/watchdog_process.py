@@ -24,6 +24,8 @@ from ingest.recorder import Recorder
 from ingest.settings import RecorderSettings
 from pgwarden.config import Config
 from pgwarden.logs import open_log
+from pgwarden.neighbours import wrong
+from pgwarden.self_reports import report
 from pgwarden.settings import WATCHDOG_SOCKET_FILE
 from pgwarden.status_socket import serve_status
 from pgwarden.targets import control
@@ -64,6 +66,10 @@ async def _run(config: Config, settings: WatchdogSettings) -> int:
         status = await serve_status(config.state / WATCHDOG_SOCKET_FILE, watchdog.status)
         closing.callback(status.close)
         watching = loop.create_task(watchdog.run())
+        reporting: set[asyncio.Task[None]] = set()
+        if config.kafka is not None:
+            word = report(recorder, "watchdog", settings.watchdog, boot, lambda: wrong(watchdog.status()))
+            reporting.add(loop.create_task(word))
         stopping = loop.create_task(stop.wait())
         _log.info("looking after %s", ", ".join(sorted(config.connections)) or "no connection")
         await asyncio.wait((watching, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -71,9 +77,9 @@ async def _run(config: Config, settings: WatchdogSettings) -> int:
         if watching.done():
             _log.error("the watchdog cannot go on: %r", watching.exception())
             exit_status = 1
-        for task in (watching, stopping):
+        for task in (watching, stopping, *reporting):
             task.cancel()
-        await asyncio.wait((watching, stopping))
+        await asyncio.wait((watching, stopping, *reporting))
         return exit_status
 
 

@@ -28,6 +28,7 @@ from pgwarden.config import Config
 from pgwarden.logs import kafka_log_class, open_log
 from pgwarden.neighbours import socket_file
 from pgwarden.ordering import ordering
+from pgwarden.self_reports import report
 from pgwarden.status_socket import serve_status
 
 if TYPE_CHECKING:
@@ -89,6 +90,11 @@ async def _run(config: Config, kafka: KafkaSettings, name: str) -> int:
             loop.create_task(enforcer.run(), name="enforcement"),
             loop.create_task(streams.run(), name="Faust"),
         }
+
+        def reason() -> str:
+            return str(_status(writer, boot, enforcer, streams, log.heard_seconds)["reason"])
+
+        reporting = loop.create_task(report(recorder, "worker", writer, boot, reason), name="reporting")
         stopping = loop.create_task(stop.wait(), name="signal")
         _log.info("this is %s, of group %s%s", writer, kafka.topic_prefix, streams_module.GROUP)
         done, _ = await asyncio.wait({stopping, *tasks}, return_when=asyncio.FIRST_COMPLETED)
@@ -97,6 +103,8 @@ async def _run(config: Config, kafka: KafkaSettings, name: str) -> int:
             exit_status = 1
             ended = task.exception()
             _log.critical("%s ended: %r", task.get_name(), ended, exc_info=ended)
+        reporting.cancel()
+        await asyncio.wait({reporting})
         try:
             async with asyncio.timeout(STOP_SECONDS_MAX):
                 await streams.stop()

@@ -62,6 +62,12 @@ def test_a_process_that_is_not_well_is_told(said: Mapping[str, object], told: st
     assert problems(processes=[said]) == [told]
 
 
+def test_a_collector_that_is_blind_is_told_of_by_its_own_word_alone() -> None:
+    row = {"witness": "main-log", "kind": "log", "server": "main", "state": "blind", "reason": "no canary"}
+    said = process("collector", "does not see main: main-log: no canary")
+    assert len(problems(processes=[said], tables=Tables(0, (), (row,)))) == 1
+
+
 def test_a_full_disk_is_told_once() -> None:
     full = {**GATEWAY, "log": {"available": False, "reason": NO_SPACE}}
     assert problems(gateways=[full], processes=[process("watchdog", "cannot record: " + NO_SPACE)]) == [

@@ -319,3 +319,40 @@ def test_an_api_without_topics_says_what_makes_them(tmp_path: Path, broker: Brok
     config = configuration(tmp_path, brokers.port(), brokers.settings(broker, "none-yet."))
     said = not_started(config)
     assert "pgwarden topics apply" in said
+
+
+@contextmanager
+def elsewhere(config: Path, *command: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A process on what might be another machine: its state folder is not the API's."""
+    with (config.parent / f"{command[0]}.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "pgwarden", *command, "-c", str(config)],
+            stdout=log,
+            stderr=log,
+            cwd=REPOSITORY,
+            env={**os.environ, "SHOP_PASSWORD": "never looked at here"},
+        )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait(30)
+
+
+def test_health_knows_workers_and_watchdogs_of_other_machines(
+    tmp_path: Path, kafka_settings: KafkaSettings, wait_for: Callable[..., object]
+) -> None:
+    port = brokers.port()
+    here = configuration(tmp_path / "here", port, kafka_settings)
+    there = configuration(tmp_path / "there", brokers.port(), kafka_settings)
+    with running(here, port) as api, elsewhere(there, "worker", "--name", "b") as worker, elsewhere(there, "watchdog"):
+
+        def up() -> set[tuple[object, ...]]:
+            found = api.get("/v1/health").json()["processes"]
+            return {(one["process"], one["name"] if one["process"] == "worker" else "", one["up"]) for one in found}
+
+        wait_for(lambda: {("worker", "b", True), ("watchdog", "", True)} <= up(), 60)
+        worker.send_signal(signal.SIGTERM)
+        wait_for(lambda: not any(one[0] == "worker" for one in up()), 30)
+        assert ("watchdog", "", True) in up()

@@ -9,13 +9,14 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from ingest.events import GatewayReported
+from ingest.events import GatewayReported, ProcessReported
 from ingest.log import Entry
 from ingest.log.memory import MemoryLog
 from pgwarden.gateways import (
     GATEWAYS_MAX,
     MISSED_SECONDS_MAX,
     NAMESAKE_SECONDS,
+    PROCESS_MISSED_SECONDS_MAX,
     SHOWN_SECONDS_MAX,
     SILENT_SECONDS_MAX,
     UNKNOWN,
@@ -217,3 +218,50 @@ async def test_an_api_that_reads_nothing_does_not_lay_it_to_a_gateway(log: Memor
     (status,) = await reports.statuses()
     assert status["reachable"] is False
     assert status["reason"] == "for 6 s this API has read nothing from the brokers; the gateway may be well"
+
+
+# -- workers and watchdogs -----------------------------------------------------------------------------------------------------------
+
+
+def of_process(process: str, name: str, *, boot: int = 1, reason: str = "", stopping: bool = False) -> ProcessReported:
+    return ProcessReported(NOW_US, process, name, boot, 7, reason, stopping)
+
+
+class Others:
+    """Their words, as each records them."""
+
+    def __init__(self, log: MemoryLog) -> None:
+        self._log = log
+        self._writers: dict[tuple[str, int], Writer] = {}
+
+    async def say(self, *words: ProcessReported) -> None:
+        for one in words:
+            writer = self._writers.setdefault((one.name, one.boot), Writer(self._log, one.name, one.boot))
+            writer.add(one.name, one)
+            await writer.write()
+
+
+async def test_workers_and_watchdogs_are_known_by_their_own_word(log: MemoryLog) -> None:
+    clock = Clock()
+    async with following(log, clock) as reports:
+        await Others(log).say(of_process("worker", "worker-a", reason="behind for 31 s"), of_process("watchdog", "watchdog-host-7"))
+        await until(lambda: len(reports.processes()) == 2)
+        assert reports.processes() == [
+            {"process": "watchdog", "name": "host-7", "up": True, "reason": ""},
+            {"process": "worker", "name": "a", "up": True, "reason": "behind for 31 s"},
+        ]
+        clock.seconds += PROCESS_MISSED_SECONDS_MAX + 1
+        await until(lambda: reports.processes() and not any(one["up"] for one in reports.processes()))
+        assert all("it has not reported for 16 s" in str(one["reason"]) for one in reports.processes())
+        clock.seconds += SHOWN_SECONDS_MAX
+        await until(lambda: reports.processes() == [])
+
+
+async def test_a_worker_that_was_told_to_end_is_not_missed_and_an_old_ones_word_counts_for_nothing(log: MemoryLog) -> None:
+    others = Others(log)
+    async with following(log, Clock()) as reports:
+        await others.say(of_process("worker", "worker-a", boot=2), of_process("worker", "worker-b"))
+        await until(lambda: len(reports.processes()) == 2)
+        await others.say(of_process("worker", "worker-a", boot=1, stopping=True), of_process("worker", "worker-b", stopping=True))
+        await until(lambda: len(reports.processes()) == 1)
+        assert [one["name"] for one in reports.processes()] == ["a"]
