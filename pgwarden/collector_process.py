@@ -20,6 +20,7 @@ from ingest.clock import now_us
 from ingest.collectors.activity import ActivityCollector
 from ingest.collectors.canary import Connect
 from ingest.collectors.collector import Collector
+from ingest.collectors.ebpf.reader import EbpfCollector
 from ingest.collectors.server_log import LogCollector, LogSource
 from ingest.collectors.settings import TextPolicy
 from ingest.collectors.watched import Watched, WatchSettings
@@ -122,16 +123,17 @@ def _watched(one: CollectorConfig, config: Config, recorder: Recorder) -> Watche
 
 
 def collector_of(one: CollectorConfig, checkpoints: Path, connect: Connect) -> Collector:
+    policy = TextPolicy(one.statement_text == "full", one.text_bytes_max)
     match one.kind:
         case "log":
             assert one.path is not None
-            policy = TextPolicy(one.statement_text == "full", one.text_bytes_max)
             checkpoint = checkpoints / f"{one.name}.checkpoint"
             return LogCollector(one.name, one.server, LogSource(one.path, one.format, checkpoint, policy, one.from_start))
         case "activity":
             return ActivityCollector(one.name, one.server, connect)
         case "ebpf":
-            raise LogUnavailable("ebpf")
+            assert one.path is not None
+            return EbpfCollector(one.name, one.server, one.path, policy)
 
 
 def connector(one: CollectorConfig, connections: Mapping[str, ConnectionConfig]) -> Connect:

@@ -72,6 +72,7 @@ class _Session:
     pid: int = 0
     begun: _Begun | None = None
     late: StatementObserved | None = None  # told as begun only; its error may still come
+    logged: bool = False  # the server itself logs what it runs
     audit: tuple[int, int] = (0, 0)  # the newest statement and substatement of pgaudit's
 
 
@@ -95,7 +96,7 @@ class LogSessions:
         self._policy = policy
         self._settings = settings
         self._complete_since_us = complete_since_us
-        self._sessions = {name: _Session(last, 0, told, ended) for name, (last, told, ended) in (kept or {}).items()}
+        self._sessions = {name: _Session(last, told=told, ended_us=ended) for name, (last, told, ended) in (kept or {}).items()}
         self._begun: dict[str, _Begun] = {}  # by session, in the order of their begins
         self._clock = Clock()
         self.out: list[Observation] = []
@@ -244,9 +245,11 @@ class LogSessions:
             if line.backend_type == "walsender" and message.startswith(_REPLICATION) and message.endswith(line.statement):
                 self._begin(name, session, line, at_us, place, "replication", message[len(_REPLICATION) :])
         elif message.startswith(_STATEMENT):
+            session.logged = True
             self._begin(name, session, line, at_us, place, "statement", message[len(_STATEMENT) :])
         elif message.startswith("execute "):
             if (match := _EXECUTE.match(message)) is not None and not match[1]:  # else a portal goes on: no further execution
+                session.logged = True
                 self._begin(name, session, line, at_us, place, "statement", message[match.end() :])
         elif message.startswith("duration: "):
             self._lasted(name, session, line, at_us, place)
@@ -366,7 +369,7 @@ class LogSessions:
             # The server has said it already. Of several statements in one text, the rows of one would be wrong for all.
             begun.audited += 1
             begun.rows = found.rows if begun.audited == 1 else -1
-        else:
+        elif not session.logged:
             self._begin(name, session, line, at_us, place, "audit", found.text)
             if found.rows >= 0:  # it is told at the end then
                 self._end(name, session, rows=found.rows)

@@ -415,3 +415,24 @@ def test_the_fuzz_target_of_the_servers_log() -> None:
         one_input(data)
 
     check()
+
+
+def test_what_is_read_again_after_a_restart_of_a_session_that_ended_is_neither_a_gap_nor_told() -> None:
+    lines = [
+        line(1, "connection received: x"),
+        line(2, "connection authorized: user=agent database=shop"),
+        line(3, "disconnection: x"),
+    ]
+    seen = sessions()
+    told(lines, seen)
+    again = LogSessions("pglog", "main", TextPolicy(), LogSettings(), 0, seen.kept()[0])
+    told(lines, again)
+    assert (again.out, again.lost, again.repeated) == ([], 0, 3)
+
+
+def test_what_only_pgaudit_says_is_not_counted_where_the_server_logs_each_statement() -> None:
+    audit = "AUDIT: SESSION,1,1,READ,SELECT,,,<not logged>,<not logged>"
+    out = told([line(1, "statement: SELECT 1"), line(2, audit, ps="SELECT"), line(3, "disconnection: x")])
+    assert [(one.source, one.text) for one in statements(out)] == [("statement", "SELECT 1")]
+    out = told([line(1, audit, ps="SELECT"), line(2, "disconnection: x")])
+    assert [(one.source, one.text, one.text_bytes) for one in statements(out)] == [("audit", "", 0)]
