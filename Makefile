@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 TESTS ?= tests
 
-.PHONY: up test all-tests kafka keycloak bpf wheel postgres-versions check format lint types contracts promises bench bench-backbone bench-collect bench-metrics clean
+.PHONY: up test all-tests kafka keycloak bpf wheel postgres-versions check format lint types contracts promises bench bench-backbone bench-collect bench-metrics bench-detect clean
 
 up: $(VENV)/runtime
 	@$(BIN)/pgwarden up $(ARGS)
@@ -91,6 +91,9 @@ promises: $(VENV)/development
 
 bench: $(VENV)/development
 	@$(BIN)/python -m bench $(ARGS)
+
+bench-detect: $(VENV)/development
+	@$(BIN)/python -m bench.detect $(ARGS)
 
 bench-backbone: $(VENV)/development
 	@$(BIN)/python -m bench.backbone $(ARGS)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
-from identity.commands import RevokeAgent
+from identity.commands import HoldAgent, RevokeAgent, ThrottleAgent
 from ingest.events import BackendEndOrdered, FindingRaised, FindingRecurred, Frame, SessionJudged, Topic
 from ingest.log import Record
 
-Response: TypeAlias = RevokeAgent
+Response: TypeAlias = RevokeAgent | ThrottleAgent | HoldAgent
 
 
 @dataclass(frozen=True, slots=True)

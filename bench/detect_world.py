@@ -124,7 +124,7 @@ INCIDENTS: Final = (
     Kind("new operation", frozenset({"new operation"}), 0.5),
     Kind("outside its task", frozenset({"outside its task"}), 0.5),
     Kind("ended run", frozenset({"ended invocation"}), 0.5),
-    Kind("slow drift", frozenset({"drift"}), 120.0),
+    Kind("slow drift", frozenset({"drift"}), 144.0),
 )
 
 
@@ -206,15 +206,13 @@ class World:
         grown = [actor for actor in self.actors if actor.first_day == 0]
         chosen = self._random.sample(grown, min(count, len(grown)))
         labels = []
-        for number, actor in enumerate(chosen):
+        for number in range(len(chosen)):
             kind = INCIDENTS[number % len(INCIDENTS)]
-            if kind.name == "unusual hours" and actor.role.hours == "always":
-                kind = INCIDENTS[0]
-            if kind.name == "outside its task" and actor.role.tasks < 2:
-                kind = INCIDENTS[3]
-            if kind.name == "new operation" and actor.role.name in ("loader", "clerk"):
-                kind = INCIDENTS[4]
-            day = 9 if kind.name == "slow drift" else self._random.randint(8, self.days - 1)
+            actor = next((actor for actor in chosen if _suits(actor, kind)), None)
+            if actor is None:
+                continue
+            chosen.remove(actor)
+            day = 8 if kind.name == "slow drift" else self._random.randint(8, self.days - 1)
             weekday = day % 7
             if not actor.weekends and weekday >= 5:
                 day += 2 if day + 2 < self.days else -2
@@ -380,6 +378,19 @@ def _usual(actor: Actor, task: str) -> ShapeOf:
 
 def _poisson(draw: random.Random, mean: float) -> int:
     return max(0, round(draw.gauss(mean, mean**0.5)))
+
+
+def _suits(actor: Actor, kind: Kind) -> bool:
+    """Whether it would be an incident of this agent."""
+    match kind.name:
+        case "unusual hours":
+            return actor.role.hours != "always"
+        case "outside its task":
+            return actor.role.tasks > 1 and not actor.role.adhoc
+        case "new operation":
+            return actor.role.name not in ("loader", "clerk")
+        case _:
+            return True
 
 
 # -- incidents -------------------------------------------------------------------------------------------------------------------

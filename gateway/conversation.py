@@ -14,6 +14,7 @@ import msgspec
 from gateway.channel import Channel
 from gateway.control import Backend
 from gateway.kill import Ender
+from gateway.pace import Pace
 from gateway.session import Analyze, Close, Command, Kill, Record, Session, ToClient, ToServer
 from gateway.settings import Durability, GatewaySettings
 from gateway.upstream import Target, Upstream, cancel
@@ -118,6 +119,7 @@ class Conversation:
         self._finished_ticket = 0  # of the newest StatementFinished
         self._decisions = decisions
         self._turns_until_timed = _TURNS_A_TIMING
+        self._turn: asyncio.TimerHandle | None = None  # of a throttled agent's statement that waits
         self._stalled = False
         self._waited = False
         self._ending = False
@@ -173,6 +175,8 @@ class Conversation:
                     self.kill(command.cause, now_us(), command.reason)
                 case _:
                     assert_never(command)
+        if self.core.paced_until_us:
+            self._wait_for_turn()
         if self._to_client.since or self._to_server.since or self._stalled or self.core.waits != self._waited:
             self._waited = self.core.waits
             self._balance()
@@ -201,7 +205,11 @@ class Conversation:
             return
         bound = self._settings.held_bytes_max
         self._client.read_on(
-            not self._stalled and not self.core.waits and not self.upstream.channel.congested and self._to_server.bytes <= bound
+            not self._stalled
+            and not self.core.waits
+            and not self.core.paced_until_us
+            and not self.upstream.channel.congested
+            and self._to_server.bytes <= bound
         )
         self.upstream.channel.read_on(not self._client.congested and self._to_client.bytes <= bound)
 
@@ -216,6 +224,8 @@ class Conversation:
             reason = f"the record of this session does not reach {where}"
             self._to_server.drop()  # what waits so long is not executed behind a client that was told of its failure
             self._spawn(self._close(Error("58030", f"{reason}: try again later", fatal=True), "record stalled"))
+        elif self.core.paced_until_us:
+            self._last_active = now  # it waits for its turn, not for its client
         elif now - self._last_active > self._settings.idle_seconds_max and self.core.state != "active":
             limit = f"nothing was asked for {self._settings.idle_seconds_max:g} seconds"
             self._spawn(self._close(Error("57P05", f"terminating connection: {limit}", fatal=True), "idle"))
@@ -223,6 +233,27 @@ class Conversation:
     def recording(self, reason: str) -> None:
         """`reason` why statements cannot be recorded now; "" when they can."""
         self.core.recording_reason = reason
+
+    def restrain(self, hold: str, pace: Pace | None) -> None:
+        """What holds its agent back, from now on: see Session.restrain."""
+        waited = self.core.paced_until_us
+        self.core.restrain(hold, pace)
+        if waited and pace is None:
+            self._take_turn()
+
+    def _wait_for_turn(self) -> None:
+        if self._turn is None:
+            seconds = max(0, self.core.paced_until_us - mono_us()) / 1_000_000
+            self._turn = asyncio.get_running_loop().call_later(seconds, self._take_turn)
+            self._balance()
+
+    def _take_turn(self) -> None:
+        if self._turn is not None:
+            self._turn.cancel()
+            self._turn = None
+        if not self._ending:
+            self._carry_out(self.core.resume(now_us(), mono_us()))
+            self._balance()
 
     def authorize(self, authority: Authority, epoch: int) -> str:
         """Return why the session cannot go on within it: what it has under way now is no longer allowed. "" when it can."""
@@ -354,6 +385,8 @@ class Conversation:
     def _over(self, reason: str, sqlstate: str) -> None:
         if self.finished.done():
             return
+        if self._turn is not None:
+            self._turn.cancel()
         self._record_session(
             SessionClosed(
                 now_us(),

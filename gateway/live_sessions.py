@@ -13,6 +13,7 @@ from typing import Final
 
 from gateway.stamp import CONTROL_PREFIX, bears, control_name
 from identity.registry import Registry, Standing
+from identity.restraints import RestraintEvent
 from ingest.events import (
     Event,
     GatewayReported,
@@ -109,8 +110,8 @@ class LiveSessions:
 
     def identity(self, event: IdentityEvent, now: Moment) -> None:
         self._registry.apply(event)
-        if isinstance(event, SourceDeclared | SourceWithdrawn):
-            return  # of connections round the gateway: no session rests on them
+        if isinstance(event, SourceDeclared | SourceWithdrawn | RestraintEvent):
+            return  # neither connections round the gateway nor what holds an agent back ends a session
         if isinstance(event, SessionRevoked):
             concerned: Iterable[str] = (event.session,)
         else:

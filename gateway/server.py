@@ -21,6 +21,7 @@ from gateway.channel import Channel, PeerGone, tune
 from gateway.control import Backend, Control, ControlFailed
 from gateway.conversation import Conversation, horizon
 from gateway.kill import Ender
+from gateway.pace import Pace
 from gateway.recovery import Aftermath
 from gateway.session import Session
 from gateway.settings import GatewaySettings
@@ -116,6 +117,7 @@ class Gateway:
         self._version = version
         self._conversations: dict[str, Conversation] = {}
         self._of_agent: dict[str, set[str]] = {}
+        self._paces: dict[str, Pace] = {}  # of throttled agents
         self._cancel_keys: dict[tuple[int, bytes], str] = {}
         self._callable_names: dict[str, frozenset[str]] = {}
         self._logins: Counter[str] = Counter()
@@ -290,9 +292,28 @@ class Gateway:
         if isinstance(authority, Refusal):
             self._kill(conversation, "grant revoked", at_us, authority.reason)
             return
+        self._restrain(conversation)
         forbidden = conversation.authorize(authority, self._epoch)
         if forbidden:
             self._kill(conversation, "grant narrowed", at_us, f"what this session does is no longer allowed: {forbidden}")
+
+    def _restrain(self, conversation: Conversation) -> None:
+        agent = conversation.stamp.agent
+        restraints = self._registry.restraints
+        hold = ""
+        if agent in restraints.holds:
+            # The reason is the operators': it may tell an agent how it was found out.
+            hold = f"agent {agent} is held: its statements are refused until an operator releases it with pgwarden release {agent}"
+        throttle = restraints.throttles.get(agent)
+        if throttle is None:
+            self._paces.pop(agent, None)
+            conversation.restrain(hold, None)
+            return
+        pace = self._paces.get(agent)
+        if pace is None:
+            pace = self._paces[agent] = Pace(throttle.per_minute)
+        pace.change(throttle.per_minute)
+        conversation.restrain(hold, pace)
 
     def _kill(self, conversation: Conversation, cause: str, at_us: int, reason: str) -> None:
         if not conversation.killing:  # an order and the identity event that it follows both arrive
@@ -545,6 +566,7 @@ class Gateway:
             self._aftermath.opening(session)
         self._conversations[session] = conversation
         self._of_agent.setdefault(principal.agent, set()).add(session)
+        self._restrain(conversation)
         self._cancel_keys[(upstream.pid, upstream.key)] = session
         deadline_us = _earliest(principal.expires_at_us, *(grant.expires_at_us for grant in authority.grants))
         tls = channel.tls

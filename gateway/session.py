@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
+from gateway.pace import Pace
 from gateway.settings import BEFORE_FORWARDING, Durability, GatewaySettings
 from gateway.wire import messages
 from gateway.wire.messages import FIRST_USER_OID, NAME_LOOKUP_TYPES, Error, ProtocolViolation, c_string
@@ -150,6 +151,7 @@ _WITHIN: Final = frozenset(
 
 _header: Final = struct.Struct("!BI").unpack_from  # type and length, manual 54.7
 _BIND_NAMES_MAX: Final = 5 + 2 * 64
+_PACED: Final = frozenset(b"QE")  # what runs something
 _SMALL: Final = frozenset(b"DECHSXcf")  # everything but what carries a text, values or rows
 _FRONTEND: Final = frozenset(b"QPBDECHSXFdcf")  # what may come after login; a later protocol's additions could carry SQL
 
@@ -176,6 +178,9 @@ class Session:
         self._analyze = analyze
         self._callable_names = callable_names
         self._watched = watched
+        self.hold = ""  # why no statement of this agent is let through, in a sentence for it; "" when they are
+        self.paced_until_us = 0  # monotonic: a statement waits for its turn until then; 0 = none does
+        self._pace: Pace | None = None
         self.recording_reason = ""  # why no statement can be recorded now; "" when all is well
         self.tracker: Tracker[KnownText] = Tracker(self._finished)
         self.executions = 0
@@ -388,6 +393,8 @@ class Session:
                 at = end
                 continue
             else:
+                if self._pace is not None and kind in _PACED and not self._is_its_turn(self._pace):
+                    break
                 body = buffer[at + 5 : end]
                 try:
                     verdict = self._decided(kind, body)
@@ -396,6 +403,8 @@ class Session:
                     raise
                 if verdict is None:
                     break
+                if kind in _PACED:
+                    self.paced_until_us = 0
                 if isinstance(verdict, Deny):
                     self._take(buffer, start, at)
                     start = end
@@ -404,6 +413,22 @@ class Session:
         self._take(buffer, start, at)
         self._from_client = buffer[at:]
         self._flush_to_server()
+
+    def _is_its_turn(self, pace: Pace) -> bool:
+        """The message that stands next keeps its turn until it was decided: it may have to wait for other things too."""
+        self.paced_until_us = self.paced_until_us or pace.slot(self._mono_us)
+        return self._mono_us >= self.paced_until_us
+
+    def restrain(self, hold: str, pace: Pace | None) -> None:
+        """From now on. Whoever waits for a pace that is no more goes on with `resume`."""
+        self.hold = hold
+        self._pace = pace
+        if pace is None:
+            self.paced_until_us = 0
+
+    def resume(self, now_us: int, mono_us: int) -> list[Command]:
+        """The turn of the statement that waits has come."""
+        return self.from_client(b"", now_us, mono_us)
 
     def _decided(self, kind: int, body: bytes) -> bool | Deny | None:
         """True: forward it. Deny: recorded, replace it. None: come again once `analyzed` was called, or `waits` is over."""
@@ -437,7 +462,7 @@ class Session:
         known = self._known(text)
         if known is None:
             return None
-        refusal = self._unrecordable() or (known.whole.verdict if isinstance(known.whole.verdict, Deny) else None)
+        refusal = self._barred(known.parts) or (known.whole.verdict if isinstance(known.whole.verdict, Deny) else None)
         declared: set[str] = set()  # in this very string: if one of these names is taken already, nothing behind it runs
         for part in known.parts:
             if part.statement is not None and part.statement.declares:
@@ -501,7 +526,7 @@ class Session:
         known = self._known(text)
         if known is None:
             return None
-        refusal = self._unrecordable() or (known.whole.verdict if isinstance(known.whole.verdict, Deny) else None)
+        refusal = self._barred(known.parts) or (known.whole.verdict if isinstance(known.whole.verdict, Deny) else None)
         if refusal is None and len(known.parts) > 1:
             refusal = Deny("42601", "one statement", "cannot insert multiple commands into a prepared statement")
         if refusal is None:
@@ -573,7 +598,7 @@ class Session:
             missing = "the portal does not exist: bind it first; use FETCH for a cursor that SQL declared"
             return self._denied(Deny("34000", "portal", missing), 0)
         statement = portal.text.statement
-        refusal = self._unrecordable() or self._redecided(portal.text) or self._fetch(statement)
+        refusal = self._barred((portal.text,)) or self._redecided(portal.text) or self._fetch(statement)
         if refusal is not None:
             return self._denied(refusal, portal.text.number)
         self._opens(portal.text)
@@ -593,6 +618,14 @@ class Session:
             known.verdict = self._decide(known.statement)
             known.epoch = self._epoch
         return known.verdict if isinstance(known.verdict, Deny) else None
+
+    def _barred(self, texts: Sequence[KnownText]) -> Deny | None:
+        """Whatever its grants are. What is held back may still take back what it did: a ROLLBACK goes through."""
+        if (unrecordable := self._unrecordable()) is not None:
+            return unrecordable
+        if self.hold and not all(known.statement is not None and known.statement.transaction == "rollback" for known in texts):
+            return Deny("42501", "held", self.hold)
+        return None
 
     def _unrecordable(self) -> Deny | None:
         if not self.recording_reason:

@@ -27,11 +27,15 @@ from identity.refusal import Refusal
 from identity.registrar import Done, Registrar, Unrecorded
 from identity.roles import Role, allows, is_look, needed_by, needs
 from ingest.events import (
+    AgentHeld,
     AgentKeyReplaced,
     AgentRegistered,
     AgentReinstated,
+    AgentReleased,
     AgentRetired,
     AgentRevoked,
+    AgentThrottled,
+    AgentUnthrottled,
     AllReinstated,
     AllRevoked,
     GrantApproved,
@@ -42,6 +46,7 @@ from ingest.events import (
     GroupReinstated,
     GroupRevoked,
     IdentityEvent,
+    ResponseChosen,
     Rule,
     Scope,
     SessionRevoked,
@@ -82,6 +87,8 @@ _ENDING: Final = (
     SessionRevoked,
     GrantRevoked,
     GrantNarrowed,
+    AgentThrottled,
+    AgentHeld,
 )
 """Takes something away. The answer says whether every gateway knows."""
 
@@ -117,6 +124,17 @@ class ReasonBody(_Body):
 
 class ReinstateBody(_Body):
     reason: str = ""
+
+
+class ThrottleBody(_Body):
+    per_minute: int
+    reason: str
+
+
+class ResponseBody(_Body):
+    detector: str
+    agent: str = "*"
+    response: str
 
 
 class SessionBody(_Body):
@@ -193,8 +211,9 @@ def router(registrar: Registrar, authenticate: Authenticate, applied: Applied, a
     routes = APIRouter(prefix="/v1", route_class=guarded(authenticate))
 
     async def answered(request: Request, command: Command, key: str, status: int) -> JSONResponse:
-        if key and (commands.IDEMPOTENCY_KEY.fullmatch(key) is None or key.startswith(CONFIG_KEY_PREFIX)):
-            raise HTTPException(422, f"Idempotency-Key: write 1 to 128 visible ASCII characters, not {CONFIG_KEY_PREFIX} first")
+        if key and (commands.IDEMPOTENCY_KEY.fullmatch(key) is None or key.startswith((CONFIG_KEY_PREFIX, commands.OURS))):
+            reserved = f"neither {CONFIG_KEY_PREFIX} nor {commands.OURS} first"
+            raise HTTPException(422, f"Idempotency-Key: write 1 to 128 visible ASCII characters, {reserved}")
         outcome = await registrar.carry_out(command, key, operator_of(request).id)
         match outcome:
             case Done(event, repeated, new_key):
@@ -236,6 +255,31 @@ def router(registrar: Registrar, authenticate: Authenticate, applied: Applied, a
     @needs("responder")
     async def reinstate(request: Request, agent: str, body: ReinstateBody, idempotency_key: IdempotencyKey = "") -> Response:
         return await answered(request, commands.ReinstateAgent(agent, body.reason), idempotency_key, 200)
+
+    @routes.post("/agents/{agent}/throttle", summary="Let an agent send so many statements a minute at each gateway, and no more")
+    @needs("responder")
+    async def throttle(request: Request, agent: str, body: ThrottleBody, idempotency_key: IdempotencyKey = "") -> Response:
+        return await answered(request, commands.ThrottleAgent(agent, body.per_minute, body.reason), idempotency_key, 200)
+
+    @routes.post("/agents/{agent}/unthrottle", summary="Take that back")
+    @needs("responder")
+    async def unthrottle(request: Request, agent: str, body: ReinstateBody, idempotency_key: IdempotencyKey = "") -> Response:
+        return await answered(request, commands.UnthrottleAgent(agent, body.reason), idempotency_key, 200)
+
+    @routes.post("/agents/{agent}/hold", summary="Refuse an agent's statements until it is released; its sessions stay")
+    @needs("responder")
+    async def hold(request: Request, agent: str, body: ReasonBody, idempotency_key: IdempotencyKey = "") -> Response:
+        return await answered(request, commands.HoldAgent(agent, body.reason), idempotency_key, 200)
+
+    @routes.post("/agents/{agent}/release", summary="Release an agent that is held")
+    @needs("responder")
+    async def release(request: Request, agent: str, body: ReinstateBody, idempotency_key: IdempotencyKey = "") -> Response:
+        return await answered(request, commands.ReleaseAgent(agent, body.reason), idempotency_key, 200)
+
+    @routes.post("/responses", summary="Choose what a detector's findings of an agent lead to by themselves")
+    @needs("administrator")
+    async def choose(request: Request, body: ResponseBody, idempotency_key: IdempotencyKey = "") -> Response:
+        return await answered(request, commands.ChooseResponse(body.detector, body.agent, body.response), idempotency_key, 200)
 
     @routes.post("/agents/{agent}/retire", summary="Offboard an agent for good")
     @needs("administrator")
@@ -484,6 +528,18 @@ def _answer(event: IdentityEvent, new_key: str) -> Answer:
             return {"issuer": event.issuer, "group": event.group} | _turned(event, isinstance(event, GroupRevoked))
         case AllRevoked() | AllReinstated():
             return _turned(event, isinstance(event, AllRevoked))
+        case AgentThrottled():
+            throttled: Answer = {"agent": event.agent, "state": "throttled", "per_minute": event.per_minute}
+            return throttled | {"throttled_at": iso(event.at_us), "reason": event.reason}
+        case AgentUnthrottled():
+            return {"agent": event.agent, "state": "unthrottled", "unthrottled_at": iso(event.at_us), "reason": event.reason}
+        case AgentHeld():
+            return {"agent": event.agent, "state": "held", "held_at": iso(event.at_us), "reason": event.reason}
+        case AgentReleased():
+            return {"agent": event.agent, "state": "released", "released_at": iso(event.at_us), "reason": event.reason}
+        case ResponseChosen():
+            chosen: Answer = {"detector": event.detector, "agent": event.agent, "response": event.response}
+            return chosen | {"operator": event.operator, "chosen_at": iso(event.at_us)}
         case SourceDeclared():
             declared: Answer = {"source": event.source, "kind": event.kind, "state": "declared", "reason": event.reason}
             return declared | {"declared_at": iso(event.at_us)}

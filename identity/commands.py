@@ -15,14 +15,19 @@ from itertools import islice
 from typing import Final, Literal, TypeAlias, assert_never
 
 from identity.registry import Agent, Grant, Registry, Revocation
+from identity.restraints import EVERY, RESPONSES
 from identity.scope import OPERATIONS, beyond
 from identity.sources import KINDS, LOCAL, network
 from ingest.events import (
+    AgentHeld,
     AgentKeyReplaced,
     AgentRegistered,
     AgentReinstated,
+    AgentReleased,
     AgentRetired,
     AgentRevoked,
+    AgentThrottled,
+    AgentUnthrottled,
     AllReinstated,
     AllRevoked,
     GrantApproved,
@@ -33,6 +38,7 @@ from ingest.events import (
     GroupReinstated,
     GroupRevoked,
     IdentityEvent,
+    ResponseChosen,
     Rule,
     Scope,
     SessionRevoked,
@@ -47,6 +53,9 @@ CONFIG: Final = "config"
 
 OURSELVES: Final = "pgwarden"
 """Gives the commands that answer a finding. No operator bears this name."""
+
+OURS: Final = "finding:"
+"""How our own Idempotency-Keys begin: no caller may use one up beforehand."""
 
 RESERVED: Final[Mapping[str, str]] = {CONFIG: "the configuration file's", "unused": "a path of the API"}
 """Names that no agent can have, and what they are."""
@@ -74,6 +83,8 @@ class Settings:
     revocations_max: int = 100_000  # subjects and groups that were ever revoked
     sources_max: int = 1_000  # declared and not withdrawn: each session that a collector sees is held against them
     source_roles_max: int = 20
+    throttle_per_minute_max: int = 100_000  # faster than a gateway is
+    responses_max: int = 10_000  # of a detector and an agent, chosen
     requests_max: int = 100_000  # Idempotency-Keys remembered; the oldest go first
 
 
@@ -100,6 +111,41 @@ class ReplaceKey:
 class RevokeAgent:
     agent: str
     reason: str
+    finding: str = ""  # that it answers
+
+
+@dataclass(frozen=True, slots=True)
+class ThrottleAgent:
+    agent: str
+    per_minute: int
+    reason: str
+    finding: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class UnthrottleAgent:
+    agent: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class HoldAgent:
+    agent: str
+    reason: str
+    finding: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseAgent:
+    agent: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChooseResponse:
+    detector: str  # "*" = every detector
+    agent: str  # "*" = every agent
+    response: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,11 +255,22 @@ class WithdrawSource:
     reason: str
 
 
+RestraintCommand: TypeAlias = ThrottleAgent | UnthrottleAgent | HoldAgent | ReleaseAgent
 SourceCommand: TypeAlias = DeclareSource | WithdrawSource
 AgentCommand: TypeAlias = RegisterAgent | ReplaceKey | RevokeAgent | ReinstateAgent | RetireAgent
 GrantCommand: TypeAlias = RequestGrant | ApproveGrant | DenyGrant | RevokeGrant | NarrowGrant
 NameCommand: TypeAlias = RevokeSubject | ReinstateSubject | RevokeGroup | ReinstateGroup
-Command: TypeAlias = AgentCommand | GrantCommand | NameCommand | SourceCommand | RevokeSession | RevokeAll | ReinstateAll
+Command: TypeAlias = (
+    AgentCommand
+    | GrantCommand
+    | NameCommand
+    | SourceCommand
+    | RevokeSession
+    | RevokeAll
+    | ReinstateAll
+    | RestraintCommand
+    | ChooseResponse
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +288,7 @@ class Known:
 
     connections: frozenset[str]
     issuers: Mapping[str, str]  # the URL by the name of its table
+    detectors: frozenset[str] = frozenset()  # whose findings may be answered
 
 
 # -- answers -------------------------------------------------------------------------------------------------------------------
@@ -354,6 +412,10 @@ def decide(
             return _name_command(command, stamp, operator, registry, known, at_us, settings)
         case RevokeAll() | ReinstateAll():
             return _all_command(command, stamp, operator, registry.everything, at_us, settings)
+        case ThrottleAgent() | UnthrottleAgent() | HoldAgent() | ReleaseAgent():
+            return _restrain(command, stamp, operator, registry, at_us, settings)
+        case ChooseResponse():
+            return _choose(command, stamp, operator, registry, known, at_us, settings)
         case DeclareSource():
             return _declare_source(command, stamp, operator, registry, at_us, settings)
         case WithdrawSource():
@@ -446,7 +508,7 @@ def _agent_command(
             return Accepted(AgentKeyReplaced(at_us, agent.id, fresh.key_id, fresh.scram_verifier, operator, stamp))
         case RevokeAgent():
             # Revoking what is revoked is recorded too: whoever asks wants the sessions ended, now.
-            return Accepted(AgentRevoked(at_us, agent.id, command.reason, operator, stamp))
+            return Accepted(AgentRevoked(at_us, agent.id, command.reason, operator, stamp, command.finding))
         case ReinstateAgent():
             if agent.state == "active":
                 return Rejected("conflict", f"agent {agent.id} is active; there is nothing to reinstate")
@@ -682,6 +744,59 @@ def _withdraw_source(
     if not standing.stands:
         return Rejected("conflict", f"source {command.source} is withdrawn already")
     return Accepted(SourceWithdrawn(at_us, command.source, command.reason, operator, stamp))
+
+
+# -- short of a revocation -----------------------------------------------------------------------------------------------------
+
+
+def _restrain(command: RestraintCommand, stamp: str, operator: str, registry: Registry, at_us: int, settings: Settings) -> Verdict:
+    required = isinstance(command, ThrottleAgent | HoldAgent)
+    problems = _text("reason", command.reason, settings.text_characters_max, required=required)
+    if isinstance(command, ThrottleAgent) and not 1 <= command.per_minute <= settings.throttle_per_minute_max:
+        problems.append(f"per_minute: write 1 to {settings.throttle_per_minute_max} statements; hold an agent that is to send none")
+    if problems:
+        return _invalid("the call", problems)
+    agent = registry.agents.get(command.agent)
+    if agent is None or not agent.known:
+        return Rejected("missing", f"agent {_shown(command.agent)} is not registered; GET /v1/agents lists those that are")
+    if agent.state == "retired":
+        return Rejected("conflict", f"agent {agent.id} was retired for good; it can do nothing")
+    restraints = registry.restraints
+    match command:
+        case ThrottleAgent():
+            event = AgentThrottled(at_us, agent.id, command.per_minute, command.reason, operator, command.finding, stamp)
+            return Accepted(event)
+        case UnthrottleAgent():
+            if agent.id not in restraints.throttles:
+                return Rejected("conflict", f"agent {agent.id} is not throttled")
+            return Accepted(AgentUnthrottled(at_us, agent.id, command.reason, operator, stamp))
+        case HoldAgent():
+            return Accepted(AgentHeld(at_us, agent.id, command.reason, operator, command.finding, stamp))
+        case ReleaseAgent():
+            if agent.id not in restraints.holds:
+                return Rejected("conflict", f"agent {agent.id} is not held; there is nothing to release")
+            return Accepted(AgentReleased(at_us, agent.id, command.reason, operator, stamp))
+        case _:
+            assert_never(command)
+
+
+def _choose(
+    command: ChooseResponse, stamp: str, operator: str, registry: Registry, known: Known, at_us: int, settings: Settings
+) -> Verdict:
+    problems: list[str] = []
+    if command.detector != EVERY and command.detector not in known.detectors:
+        # A misspelt name would answer nothing, and nobody would notice.
+        problems.append(f'detector: there is none of this name; write "*", or one of {", ".join(sorted(known.detectors))}')
+    if command.agent != EVERY and command.agent not in registry.agents:
+        problems.append(f'agent: {_shown(command.agent)} is not registered; write "*" for every agent')
+    if command.response not in RESPONSES:
+        problems.append(f"response: write one of {', '.join(RESPONSES)}")
+    if problems:
+        return _invalid("the response", problems)
+    chosen = registry.restraints.chosen
+    if (command.detector, command.agent) not in chosen and len(chosen) >= settings.responses_max:
+        return Rejected("conflict", f"{settings.responses_max} responses are chosen, which is the limit")
+    return Accepted(ResponseChosen(at_us, command.detector, command.agent, command.response, operator, stamp))
 
 
 # -- validation ------------------------------------------------------------------------------------------------------------------

@@ -15,14 +15,19 @@ from typing import Final, Literal, TypeAlias, TypeVar, assert_never
 
 from identity.principal import Principal
 from identity.refusal import Refusal
+from identity.restraints import Restraints
 from identity.scope import Authority, LiveGrant
 from identity.sources import Sources
 from ingest.events import (
+    AgentHeld,
     AgentKeyReplaced,
     AgentRegistered,
     AgentReinstated,
+    AgentReleased,
     AgentRetired,
     AgentRevoked,
+    AgentThrottled,
+    AgentUnthrottled,
     AllReinstated,
     AllRevoked,
     GrantApproved,
@@ -33,6 +38,7 @@ from ingest.events import (
     GroupReinstated,
     GroupRevoked,
     IdentityEvent,
+    ResponseChosen,
     Scope,
     SessionOpened,
     SessionRevoked,
@@ -183,6 +189,7 @@ class Registry:
         self._sessions: dict[str, SessionRevoked] = {}
         self._everything: Revocation | None = None
         self._identity_at_us = 0
+        self.restraints = Restraints()
         self.sources = Sources()
         self.agents: Mapping[str, Agent] = MappingProxyType(self._agents)
         self.grants: Mapping[str, Grant] = MappingProxyType(self._grants)
@@ -229,6 +236,8 @@ class Registry:
                 return _turn(groups, event.group, event, revoked=isinstance(event, GroupRevoked))
             case SessionRevoked():
                 return self._session_revoked(event)
+            case ResponseChosen() | AgentThrottled() | AgentUnthrottled() | AgentHeld() | AgentReleased():
+                return self.restraints.apply(event)
             case SourceDeclared():
                 return self.sources.declared(event)
             case SourceWithdrawn():

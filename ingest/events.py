@@ -90,6 +90,7 @@ class AgentRevoked(_Fact, frozen=True, tag=3):
     reason: str
     operator: str
     request: str = ""
+    finding: str = ""  # that it answers; "" = an operator's own decision
 
 
 class AgentReinstated(_Fact, frozen=True, tag=4):
@@ -268,6 +269,56 @@ class SourceDeclared(_Fact, frozen=True, tag=18):
 class SourceWithdrawn(_Fact, frozen=True, tag=19):
     at_us: int
     source: str
+    reason: str
+    operator: str
+    request: str = ""
+
+
+class ResponseChosen(_Fact, frozen=True, tag=80):
+    """What a finding of this detector about this agent leads to by itself, from here on."""
+
+    at_us: int
+    detector: str  # "*" = every detector
+    agent: str  # "*" = every agent
+    response: str  # "observe" | "throttle" | "approval" | "revoke"
+    operator: str
+    request: str = ""
+
+
+class AgentThrottled(_Fact, frozen=True, tag=81):
+    """Its statements are paced until AgentUnthrottled."""
+
+    at_us: int
+    agent: str
+    per_minute: int  # statements, at each gateway
+    reason: str
+    operator: str
+    finding: str = ""
+    request: str = ""
+
+
+class AgentUnthrottled(_Fact, frozen=True, tag=82):
+    at_us: int
+    agent: str
+    reason: str
+    operator: str
+    request: str = ""
+
+
+class AgentHeld(_Fact, frozen=True, tag=83):
+    """Its statements are refused until AgentReleased; what runs goes on, and its sessions stay."""
+
+    at_us: int
+    agent: str
+    reason: str
+    operator: str
+    finding: str = ""
+    request: str = ""
+
+
+class AgentReleased(_Fact, frozen=True, tag=84):
+    at_us: int
+    agent: str
     reason: str
     operator: str
     request: str = ""
@@ -832,6 +883,11 @@ IdentityEvent: TypeAlias = (
     | SessionRevoked
     | SourceDeclared
     | SourceWithdrawn
+    | ResponseChosen
+    | AgentThrottled
+    | AgentUnthrottled
+    | AgentHeld
+    | AgentReleased
 )
 SessionEvent: TypeAlias = (
     SessionOpened

@@ -30,7 +30,7 @@ from analytics.snapshots import Snapshots
 from analytics.store import Store, TablesBusy
 from analytics.triager import Triager
 from identity import api as identity_api
-from identity import authentication
+from identity import authentication, restraints_api
 from identity.api import AgentOf, Applied, Authenticate, guarded, operator_of
 from identity.claims import OperatorClaims
 from identity.commands import Known
@@ -149,7 +149,8 @@ async def _run(config: Config) -> int:
             )
             metrics = _metrics(config.state, authenticate)
             triaged = findings_api.router(triager, authenticate)
-            app = application(registrar, authenticate, (answers, triaged, metrics), applied, _agent_of(queries), looks)
+            restrained = restraints_api.router(registrar.registry, authenticate)
+            app = application(registrar, authenticate, (answers, triaged, restrained, metrics), applied, _agent_of(queries), looks)
             server = Server(http_server.settings(app, CONNECTIONS_MAX, HEADER_BYTES_MAX, SHUTDOWN_SECONDS_MAX))
             # Before the first answer: whoever finds the API up finds the agents of the file registered.
             unrecorded = await first_agents.register(registrar, config.agents)
@@ -192,7 +193,7 @@ async def _until(stop: asyncio.Event, tasks: set[asyncio.Task[None]], server: uv
 
 
 def known(config: Config) -> Known:
-    return Known(frozenset(config.connections), {name: row.issuer for name, row in config.issuers.items()})
+    return Known(frozenset(config.connections), {name: row.issuer for name, row in config.issuers.items()}, DETECTORS)
 
 
 async def catch_up(log: EventLog, registrar: Registrar) -> Mapping[Partition, int]:

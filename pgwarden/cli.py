@@ -239,6 +239,7 @@ def parser() -> argparse.ArgumentParser:
     snapshot = _client(commands, "snapshot", "record:snapshot", "copy the tables, as of now, into a DuckDB file of their own")
     snapshot.add_argument("path", nargs="?", type=Path, metavar="PATH", help="(among the snapshots in the state folder)")
     _findings(commands)
+    _restraints(commands)
     _client(commands, "health", "record:health", "whether all parts work, and the log takes records")
 
     for name, what in (
@@ -299,6 +300,28 @@ def _findings(commands: _Commands) -> None:
     unmute.add_argument("--reason", default="", metavar="TEXT")
     _idempotent(unmute)
     _limit(_client(findings, "mutes", "findings:mutes", "list what is muted now"))
+
+
+def _restraints(commands: _Commands) -> None:
+    for name, what in (
+        ("hold", "refuse an agent's statements until it is released; its sessions stay"),
+        ("release", "release an agent that is held"),
+        ("throttle", "let an agent send so many statements a minute at each gateway"),
+        ("unthrottle", "take that back"),
+    ):
+        act = _client(commands, name, f"restraints:{name}", what)
+        act.add_argument("agent", metavar="AGENT")
+        if name == "throttle":
+            act.add_argument("--per-minute", required=True, type=_positive_whole, metavar="N", help="statements")
+        act.add_argument("--reason", required=name in ("hold", "throttle"), default="", metavar="TEXT")
+        _idempotent(act)
+    _, responses = _group(commands, "responses", "what findings lead to by themselves, and who is throttled or held now")
+    _client(responses, "list", "responses:list_", "list what was chosen, and who is throttled or held now")
+    choose = _client(responses, "choose", "responses:choose", "choose what a detector's findings of an agent lead to by themselves")
+    choose.add_argument("detector", metavar="DETECTOR", help='"*" = every detector')
+    choose.add_argument("response", choices=("observe", "throttle", "approval", "revoke"), metavar="RESPONSE")
+    choose.add_argument("--of", default="*", metavar="AGENT", help="of this agent alone")
+    _idempotent(choose)
 
 
 def _command(commands: _Commands, name: str, run: str, what: str, *, json_option: bool = True) -> argparse.ArgumentParser:

@@ -9,6 +9,7 @@ from typing import Final
 from analytics.detection import Detection
 from analytics.inspection import Inspection, Respond
 from analytics.inspector import Act
+from analytics.responses import Responses
 from identity.commands import OURSELVES, Rejected
 from identity.registrar import Registrar, Unrecorded
 from pgwarden.config import Config
@@ -18,7 +19,7 @@ _log: Final = logging.getLogger("pgwarden.api")
 
 def inspections(config: Config) -> Sequence[Callable[[], Inspection]]:
     """Each makes a step that knows nothing yet."""
-    return (Detection,)
+    return (Detection, Responses)
 
 
 def acting(registrar: Registrar) -> Act:

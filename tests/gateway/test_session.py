@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.pace import Pace
 from gateway.session import Analyze, Close, Command, Kill, Record, Session, ToClient, ToServer
 from gateway.settings import Durability, GatewaySettings
 from gateway.wire import messages
@@ -768,3 +769,45 @@ def test_a_transaction_that_was_begun_behind_a_commit_and_its_answer_is_taken_al
     talk.client(q("SELECT 1"))
     talk._heard([talk.core.server_lost(9, 99)])
     assert _undone(talk) == [4]
+
+
+def test_a_held_agents_statement_never_reaches_the_server_and_a_rollback_does(talk: Talk) -> None:
+    talk.core.restrain("agent a is held", None)
+    talk.client(q("SELECT id FROM orders"))
+    (denied,) = talk.facts(StatementDenied)
+    assert isinstance(denied, StatementDenied)
+    assert (denied.sqlstate, denied.rule, denied.reason) == ("42501", "held", "agent a is held")
+    assert b"FROM orders" not in talk.to_server
+    talk.server(error("42601", "syntax error") + z())
+    talk.client(q("ROLLBACK"))
+    assert q("ROLLBACK") in talk.to_server
+    talk.core.restrain("", None)
+    talk.client(q("SELECT id FROM orders"))
+    assert q("SELECT id FROM orders") in talk.to_server
+
+
+def test_a_paced_statement_waits_for_its_turn_and_keeps_its_place(talk: Talk) -> None:
+    talk.core.restrain("", Pace(60))
+    talk.client(q("SELECT id FROM orders") + q("SELECT 2") + q("SELECT 3"))
+    assert talk.to_server == q("SELECT id FROM orders")
+    turn = talk.core.paced_until_us
+    assert turn > talk.clock
+    talk.client(q("SELECT 4"))
+    talk.server(c("SELECT 1") + z())
+    assert talk.to_server == q("SELECT id FROM orders")
+    talk.clock = turn
+    talk._heard([talk.core.resume(9, talk.clock)])
+    assert talk.to_server == q("SELECT id FROM orders") + q("SELECT 2")
+    talk.core.restrain("", None)
+    talk._heard([talk.core.resume(9, talk.clock)])
+    assert talk.to_server == b"".join(q(text) for text in ("SELECT id FROM orders", "SELECT 2", "SELECT 3", "SELECT 4"))
+    assert talk.core.paced_until_us == 0
+
+
+def test_turns_are_evenly_spaced_over_all_sessions_of_an_agent() -> None:
+    pace = Pace(60)
+    assert [pace.slot(1_000) for _ in range(3)] == [1_000, 1_001_000, 2_001_000]
+    assert pace.slot(9_000_000) == 9_000_000
+    pace.change(600)
+    assert pace.slot(9_000_000) == 10_000_000
+    assert pace.slot(9_000_000) == 10_100_000

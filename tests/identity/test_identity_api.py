@@ -433,6 +433,10 @@ ROUTES: dict[str, object] = {
     "/v1/agents/{agent}/key": None,
     "/v1/agents/{agent}/revoke": {"reason": "odd"},
     "/v1/agents/{agent}/reinstate": {"reason": "explained"},
+    "/v1/agents/{agent}/throttle": {"per_minute": 30, "reason": "fast"},
+    "/v1/agents/{agent}/unthrottle": {"reason": "explained"},
+    "/v1/agents/{agent}/hold": {"reason": "odd"},
+    "/v1/agents/{agent}/release": {"reason": "explained"},
     "/v1/agents/{agent}/retire": {"reason": "over"},
     "/v1/grants": {"agent": "reporter", "scope": SCOPE, "seconds": 0, "reason": "work"},
     "/v1/grants/{grant}/approve": None,
@@ -446,6 +450,7 @@ ROUTES: dict[str, object] = {
     "/v1/groups/reinstate": {"issuer": "keycloak", "group": "contractors"},
     "/v1/sources": {"source": "other", "kind": "backup", "roles": ["backup"], "client": "local", "reason": "nightly"},
     "/v1/sources/{source}/withdraw": {"reason": "moved"},
+    "/v1/responses": {"detector": "*", "agent": "reporter", "response": "throttle"},
     "/v1/all/revoke": {"reason": "attack"},
     "/v1/all/reinstate": {"reason": "over"},
 }
@@ -501,6 +506,9 @@ async def test_every_route_does_its_work_for_an_operator(api: House, path: str) 
     grant = await api.grant(by=ALICE, scope=WIDE)
     if path.endswith("reinstate"):
         undone = path.replace("reinstate", "revoke")
+        assert (await api.post(undone.format(agent="reporter"), ROUTES[undone])).status_code == 200
+    if path.endswith(("unthrottle", "release")):
+        undone = path.replace("unthrottle", "throttle").replace("release", "hold")
         assert (await api.post(undone.format(agent="reporter"), ROUTES[undone])).status_code == 200
     if path.endswith("narrow"):
         await api.post(f"/v1/grants/{grant}/approve", by=BOB)
