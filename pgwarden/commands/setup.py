@@ -114,6 +114,7 @@ def _summary(config: Config) -> dict[str, str]:
         "dashboard": str(config.dashboard.listen),
         "log": "on this machine" if config.kafka is None else f"in Kafka at {_listed(config.kafka.bootstrap)}",
         "connections": _listed(config.connections),
+        "collectors": _listed(config.collectors),
         "issuers": _listed(config.issuers),
         "agents": _listed(config.agents),
         "operators": _listed(config.operators),

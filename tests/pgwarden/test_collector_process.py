@@ -205,6 +205,17 @@ def test_activity_sees_sessions_and_says_that_it_sees_no_more(
     assert {one.purpose for one in here.of(WitnessConnected)} == {"activity", "canary"}
 
 
+@pytest.mark.slow
+def test_where_the_witness_in_the_kernel_does_not_run_it_says_to_start_it(
+    house: Callable[..., House], wait_for: Callable[..., object], tmp_path: Path
+) -> None:
+    here = house(f'kind = "ebpf"\npath = "{tmp_path / "witness.sock"}"\ncanary_seconds = 5')
+    here.start()
+    wait_for(lambda: here.of(WitnessBlinded), 30, "it says that it is blind")
+    assert "start pgwarden witness" in here.of(WitnessBlinded)[0].reason
+    assert [one.kind for one in here.of(WitnessStarted)] == ["ebpf"]
+
+
 def test_without_a_collector_it_says_what_to_write(tmp_path: Path) -> None:
     (tmp_path / "pgwarden.toml").write_text('state = "state"\n')
     command = [sys.executable, "-m", "pgwarden", "collector", "-c", str(tmp_path / "pgwarden.toml")]
