@@ -315,7 +315,7 @@ WRONG: list[tuple[str, str, str]] = [
     (
         "audience =",
         'operator_groups = ["ops"] #?\naudience =',
-        "issuers.keycloak.operator_clients is missing; with operator_groups, name",
+        "issuers.keycloak.operator_clients is missing; with groups of operators, name",
     ),
     ("audience =", 'ca_file = "no.pem" #!\naudience =', "issuers.keycloak.ca_file is /nowhere/no.pem, which cannot be read"),
     ("audience =", 'jwks_file = "no.json" #!\naudience =', "issuers.keycloak.jwks_file is /nowhere/no.json, which cannot be read"),

@@ -241,16 +241,19 @@ def test_with_a_file_it_fronts_the_database_of_that_file(
     key, _, _ = agent_keys.create()
     operator, digest = agent_keys.create_operator_key()
     gateway = free_ports()
-    api, dashboard = gateway + 1, gateway + 2
+    api, dashboard, metrics = gateway + 1, gateway + 2, gateway + 3
     with tempfile.TemporaryDirectory(prefix="pgwarden-front-") as place:
         folder = Path(place)
         (folder / "state").mkdir(mode=0o700)
         write_private(folder / "reader.key", key)
         write_private(folder / "db.password", database.password)
         write_private(folder / "state" / "operator.key", operator)
+        write_private(folder / "hook.secret", "whsec_" + "c2VjcmV0" * 4)
         (folder / "pgwarden.toml").write_text(
             f"""
 state = "state"
+metrics = {{ listen = "127.0.0.1:{metrics}" }}
+webhooks.pager = {{ url = "http://127.0.0.1:9/nobody", secret = "file:hook.secret" }}
 gateway = {{ listen = "127.0.0.1:{gateway}" }}
 api = {{ listen = "127.0.0.1:{api}" }}
 dashboard = {{ listen = "127.0.0.1:{dashboard}" }}
@@ -295,6 +298,16 @@ key_sha256 = "{digest}"
                 return None
 
         assert wait_for(query, 60, one.said()) == (100,)
+        parts = [f'pgwarden_process_up{{name="",process="{name}"}} 1.0' for name in ("gateway", "watchdog", "api", "webhooks")]
+
+        def scraped() -> bool:
+            try:
+                page = httpx.get(f"http://127.0.0.1:{metrics}/metrics", trust_env=False).text
+            except httpx.TransportError:
+                return False
+            return all(part in page for part in parts)
+
+        assert wait_for(scraped, 30, one.said())
         assert one.process.wait(60) == 0, one.said()
         assert "all parts did their job" in one.said()
         assert "ingestion" not in one.said()
