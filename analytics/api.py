@@ -62,11 +62,9 @@ def router(
         found = QUESTIONS.get(question)
         if found is not None and not allows(operator_of(request).role, found.role):
             raise HTTPException(403, f"This question wants the role {found.role}; ask somebody who has it.")
-        given = dict(request.query_params)
-        if len(given) != len(request.query_params.multi_items()):
-            raise HTTPException(422, "a parameter is given twice; write it once")
+        given = given_once(request)
         try:
-            asked = {**{name: value for name, value in given.items() if value}, **fixed}
+            asked = {**given, **fixed}
             answer = await queries.ask(question, asked)
         except QuestionInvalid as error:
             raise HTTPException(422, str(error)) from error
@@ -249,6 +247,18 @@ def router(
         )
 
     return routes
+
+
+def given_once(request: Request) -> dict[str, str]:
+    """The parameters of the query that were given a value.
+
+    Raises:
+        HTTPException: One is given twice.
+    """
+    given = dict(request.query_params)
+    if len(given) != len(request.query_params.multi_items()):
+        raise HTTPException(422, "a parameter is given twice; write it once")
+    return {name: value for name, value in given.items() if value}
 
 
 def _format(accept: str) -> Format:

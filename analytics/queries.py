@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias, TypeVar
 
 from analytics.settings import AnalyticsSettings
 from analytics.store import ReadTooLong, Store, TablesBroken, Value
@@ -84,6 +84,16 @@ class Answer:
     items: list[Item]
     next: str | None  # give it as `before` to get the next page
 
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    columns: tuple[str, ...]
+    types: tuple[str, ...]  # DuckDB's
+    rows: list[tuple[Value, ...]]
+    next: str | None
+
+
+Made = TypeVar("Made", Answer, Page)
 
 _AGENT: Final = Parameter("agent", "text", "Of this agent alone.", "agent = $agent")
 _SERVER: Final = Parameter("server", "text", "Of this server alone.", "server = $server")
@@ -647,6 +657,17 @@ class Queries:
             QuestionInvalid: There is no such question, or a parameter is wrong.
             QuestionFailed: It took too long, too many wait, or the tables do not answer.
         """
+        return await self._read(name, given, _answer)
+
+    async def page(self, name: str, given: Given) -> Page:
+        """The same rows as ask() gives, with the values and under the names that the tables have.
+
+        Raises:
+            QuestionInvalid, QuestionFailed: As ask().
+        """
+        return await self._read(name, given, lambda question, page: page)
+
+    async def _read(self, name: str, given: Given, make: Callable[[Question, Page], Made]) -> Made:
         question = QUESTIONS.get(name)
         if question is None:
             raise QuestionInvalid(f"there is no question {name[:100]!r}; GET /v1/questions names them all")
@@ -656,14 +677,14 @@ class Queries:
         self._waiting += 1
         try:
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._threads, self._answer, question, asked)
+            return await loop.run_in_executor(self._threads, lambda: make(question, self._page(question, asked)))
         finally:
             self._waiting -= 1
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _answer(self, question: Question, asked: _Asked) -> Answer:
+    def _page(self, question: Question, asked: _Asked) -> Page:
         limit = asked.limit
         try:
             seconds_max = self._settings.question_seconds_max
@@ -678,20 +699,18 @@ class Queries:
             raise QuestionFailed("the answer needs more memory than it may use; narrow it, for example by time") from error
         except TablesBroken as error:
             raise QuestionFailed(f"the tables do not answer: {error}") from error
-        items: list[Item] = []
+        kept: list[tuple[Value, ...]] = []
         size = 0
         following = None
-        last: Mapping[str, Value] = {}
+        text_at = found.columns.index("text") if "text" in found.columns else None
         for row in found.rows:
-            values = dict(zip(found.columns, row, strict=True))
-            text = values.get("text")
+            text = row[text_at] if text_at is not None else ""
             size += len(text) if isinstance(text, str) else 0
-            if len(items) == limit or (items and size > self._settings.answer_bytes_max):
-                following = _cursor(question.order, last)
+            if len(kept) == limit or (kept and size > self._settings.answer_bytes_max):
+                following = _cursor(question.order, dict(zip(found.columns, kept[-1], strict=True)))
                 break
-            last = values
-            items.append(_item(question, values))
-        return Answer(items, following)
+            kept.append(row)
+        return Page(found.columns, found.types, kept, following)
 
 
 def _asked(question: Question, given: Given, settings: AnalyticsSettings, now_us: int) -> _Asked:
@@ -804,6 +823,16 @@ def _after_cursor(order: Order, cursor: str) -> tuple[str, dict[str, object]]:
 
 
 # -- values ----------------------------------------------------------------------------------------------------------------------
+
+
+def _answer(question: Question, page: Page) -> Answer:
+    return Answer([_item(question, dict(zip(page.columns, row, strict=True))) for row in page.rows], page.next)
+
+
+def shown_names(question: Question, columns: Sequence[str]) -> dict[str, str]:
+    """What the columns are called in an answer; those that are of use for the order alone are left out."""
+    renamed = question.renamed or {}
+    return {name: renamed.get(name, name) for name in columns if name not in _HIDDEN}
 
 
 def _item(question: Question, values: Mapping[str, Value]) -> Item:

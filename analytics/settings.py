@@ -52,6 +52,12 @@ class AnalyticsSettings:
     snapshot_age_seconds_min: float = 1.0  # an older snapshot is replaced before a query, if anything was committed since
     snapshot_rest_factor: int = 20  # and rests this many times as long as copying it took
 
+    # Exports of a question's rows as a file
+    export_rows_max: int = 100_000
+    export_bytes_max: int = 64 * 2**20
+    export_seconds_max: float = 30.0
+    exports_waiting_max: int = 4  # callers in line; one is written at a time
+
     # Snapshots for whoever wants the tables in a program of theirs
     snapshot_interval_seconds: float = 900.0  # 0 = only when asked for; more while copying takes more than a twentieth of it
     snapshots_kept: int = 2  # each as large as the tables

@@ -126,6 +126,7 @@ class Sum:
 class Rows:
     columns: tuple[str, ...]
     rows: list[tuple[Value, ...]]
+    types: tuple[str, ...]  # DuckDB's, of the columns
 
 
 class Store:
@@ -297,7 +298,8 @@ class Store:
                 cursor.execute(sql, dict(parameters))
                 rows = cursor.fetchall()
                 columns = tuple(column[0] for column in cursor.description or ())
-            return Rows(columns, rows)
+            types = tuple(str(column[1]) for column in cursor.description or ())
+            return Rows(columns, rows, types)
         except duckdb.InterruptException as error:
             raise ReadTooLong(f"stopped after {seconds_max:g} s") from error
         except duckdb.OutOfMemoryException as error:

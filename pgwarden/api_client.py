@@ -89,6 +89,30 @@ def call(place: Place, method: str, path: str, body: Json | None = None, idempot
         ApiRefused: The API says no, or has failed.
         ApiUnreachable: It does not answer.
     """
+    data, status, _ = _exchange(place, method, path, body, idempotency_key, "application/json")
+    answer = _json(data, status, place.url)
+    if not 200 <= status < 300:
+        raise ApiRefused(status, answer)
+    return answer
+
+
+def fetch(place: Place, method: str, path: str, body: Json | None, media_type: str) -> tuple[bytes, Mapping[str, str]]:
+    """An answer that is no JSON, and its headers, their names in lower case.
+
+    Raises:
+        ApiRefused, ApiUnreachable: As `call`.
+    """
+    data, status, headers = _exchange(place, method, path, body, "", media_type)
+    if not 200 <= status < 300:
+        raise ApiRefused(status, _json(data, status, place.url))
+    if len(data) > ANSWER_BYTES_MAX:
+        raise ApiRefused(status, {"error": f"the answer is larger than {ANSWER_BYTES_MAX} bytes; ask for less"})
+    return data, headers
+
+
+def _exchange(
+    place: Place, method: str, path: str, body: Json | None, idempotency_key: str, media_type: str
+) -> tuple[bytes, int, Mapping[str, str]]:
     parts = urlsplit(place.url)
     host, port = parts.hostname or "", parts.port
     connection: http.client.HTTPConnection
@@ -97,7 +121,7 @@ def call(place: Place, method: str, path: str, body: Json | None = None, idempot
         connection = http.client.HTTPSConnection(host, port, timeout=TIMEOUT_SECONDS, context=ssl.create_default_context())
     else:
         connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT_SECONDS)
-    headers = {"Authorization": f"Bearer {place.key.reveal()}", "Accept": "application/json", "Pgwarden-Through": "command line"}
+    headers = {"Authorization": f"Bearer {place.key.reveal()}", "Accept": media_type, "Pgwarden-Through": "command line"}
     if body is not None:
         headers["Content-Type"] = "application/json"
     if idempotency_key:
@@ -111,10 +135,7 @@ def call(place: Place, method: str, path: str, body: Json | None = None, idempot
         raise ApiUnreachable(f"the API at {place.url} cannot be reached: {printable(said)}") from error
     finally:
         connection.close()
-    answer = _json(data, response.status, place.url)
-    if not 200 <= response.status < 300:
-        raise ApiRefused(response.status, answer)
-    return answer
+    return data, response.status, {name.lower(): value for name, value in response.headers.items()}
 
 
 def path(*parts: str, **query: str | int | None) -> str:

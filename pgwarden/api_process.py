@@ -19,8 +19,9 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from analytics import api as analytics_api
-from analytics import findings_api
+from analytics import export_api, findings_api, follow_api
 from analytics.detection import DETECTORS
+from analytics.exports import Exports
 from analytics.guarded_sql import GuardedSql
 from analytics.inspector import Inspector
 from analytics.queries import Queries, QuestionFailed, QuestionInvalid
@@ -147,10 +148,13 @@ async def _run(config: Config) -> int:
                 runner.positions,
                 _other_processes(config.state, reports),
             )
+            exported = export_api.router(Exports(queries, settings), authenticate)
+            followed = follow_api.router(log, queries, authenticate, stop.is_set)
             metrics = _metrics(config.state, authenticate)
             triaged = findings_api.router(triager, authenticate)
             restrained = restraints_api.router(registrar.registry, authenticate)
-            app = application(registrar, authenticate, (answers, triaged, restrained, metrics), applied, _agent_of(queries), looks)
+            routers = (answers, exported, followed, triaged, restrained, metrics)
+            app = application(registrar, authenticate, routers, applied, _agent_of(queries), looks)
             server = Server(http_server.settings(app, CONNECTIONS_MAX, HEADER_BYTES_MAX, SHUTDOWN_SECONDS_MAX))
             # Before the first answer: whoever finds the API up finds the agents of the file registered.
             unrecorded = await first_agents.register(registrar, config.agents)

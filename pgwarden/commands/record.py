@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from pgwarden.api_client import BadUsage, Json, Place, call, path
+from pgwarden.api_client import BadUsage, Json, Place, call, fetch, path
 from pgwarden.commands.answers import answered, print_json, rows_of, show
 from pgwarden.printable import printable
-from pgwarden.small_files import copy_private
+from pgwarden.small_files import copy_private, reason_of, write_private_bytes
 from pgwarden.tables import Column, cell, duration_of, records, table, time_of, too_wide, width
 
 _SESSIONS: Final = (
@@ -23,6 +24,11 @@ _SESSIONS: Final = (
     Column("STATEMENTS", "statements", right=True),
     Column("DENIED", "denied", right=True),
 )
+_FILES: Final = {
+    "csv": "text/csv",
+    "parquet": "application/vnd.apache.parquet",
+    "arrow": "application/vnd.apache.arrow.stream",
+}
 _PARTS: Final = (Column("PART", "part"), Column("STATE", "state"), Column("SAYS", "says", flexible=True))
 _STATEMENTS: Final = (
     Column("TIME (UTC)", "started_at"),
@@ -71,8 +77,13 @@ def audit(arguments: argparse.Namespace) -> int:
 
 def sql(arguments: argparse.Namespace) -> int:
     def work(place: Place) -> int:
+        kind = arguments.format or ("json" if arguments.json else "table")
+        if kind in _FILES:
+            return _file(arguments, place, kind)
+        if arguments.output is not None:
+            raise BadUsage("--output goes with --format csv, parquet or arrow")
         answer = call(place, "POST", path("sql"), {"sql": arguments.query})
-        if arguments.json:
+        if kind == "json":
             print_json(answer)
             return 0
         columns, rows = answer.get("columns"), answer.get("rows")
@@ -89,6 +100,27 @@ def sql(arguments: argparse.Namespace) -> int:
         return 0
 
     return answered(arguments, work)
+
+
+def _file(arguments: argparse.Namespace, place: Place, kind: str) -> int:
+    """The answer as it comes, to a file or to standard output, where the other end is a program."""
+    if arguments.output is None and kind != "csv" and sys.stdout.isatty():
+        raise BadUsage(f"{kind} is not for a terminal; write --output FILE, or send it on with |")
+    data, headers = fetch(place, "POST", path("sql"), {"sql": arguments.query}, _FILES[kind])
+    if arguments.output is None:
+        sys.stdout.flush()
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    else:
+        try:
+            write_private_bytes(arguments.output, data)
+        except OSError as error:
+            shown = printable(str(arguments.output))
+            raise BadUsage(f"{shown} cannot be written: {reason_of(error)}; name a file in a folder that you may write") from error
+        print(f"{printable(str(arguments.output), 4096)}: {headers.get('pgwarden-rows')} rows, {len(data)} bytes", file=sys.stderr)
+    if notice := headers.get("pgwarden-notice"):
+        print(f"pgwarden: {printable(notice, 1000)}", file=sys.stderr)
+    return 0
 
 
 def snapshot(arguments: argparse.Namespace) -> int:

@@ -103,7 +103,7 @@ def running(folder: Path, port: int) -> Iterator[Process]:
         )
     made = Process(process, f"http://127.0.0.1:{port}", folder / "api.log")
     try:
-        until = time.monotonic() + 20
+        until = time.monotonic() + 60  # a machine that many share starts it slowly
         while True:
             try:
                 made.get("/v1/openapi.json")

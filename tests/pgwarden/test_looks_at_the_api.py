@@ -110,3 +110,13 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
 def asked(api: Process, sql: str, accept: str) -> httpx.Response:
     headers = {"Authorization": f"Bearer {ALICE}", "Accept": accept}
     return httpx.post(f"{api.url}/v1/sql", json={"sql": sql}, headers=headers, timeout=20, trust_env=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "begin"), [("csv", b"session,agent,"), ("parquet", b"PAR1")])
+def test_statements_are_exported_as_a_file_and_that_is_recorded(api: Process, kind: str, begin: bytes) -> None:
+    answer = api.get(f"/v1/export/statements?agent=reporter&format={kind}")
+    assert (answer.status_code, answer.headers["pgwarden-rows"], answer.content[: len(begin)]) == (200, "0", begin)
+    assert answer.headers["content-disposition"].startswith('attachment; filename="statements-2')
+    assert ("alice", "export statements", {"agent": "reporter", "format": kind}, 0, "api", 1) in looks(api.log.parent)
+    assert api.get("/v1/export/statements?format=xlsx").status_code == 422
