@@ -844,7 +844,7 @@ class WitnessConnected(_Fact, frozen=True, tag=79):
     backend_pid: int
     user: str
     purpose: str  # "canary" | "activity"
-    digest: str  # of the canary's only statement: SHA-256 of its text, 32 hex digits; "" for "activity"
+    digest: str  # of the canary, one of its statements: SHA-256 of the text, 32 hex digits; "" for "activity"
 
 
 # -- looks: who read the record (topic "looks", key = operator) --------------------------------------------------------------------
