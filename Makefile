@@ -7,6 +7,7 @@ ARGS ?=
 TESTS ?= tests
 
 .PHONY: up test all-tests kafka keycloak bpf wheel postgres-versions check format lint types contracts promises bench bench-backbone bench-collect bench-metrics bench-detect clean
+.PHONY: up test all-tests kafka keycloak bpf wheel postgres-versions check format lint types contracts promises bench bench-backbone bench-metrics bench-desk clean
 
 up: $(VENV)/runtime
 	@$(BIN)/pgwarden up $(ARGS)
@@ -103,6 +104,8 @@ bench-metrics: $(VENV)/development
 
 bench-collect: $(VENV)/development
 	@$(BIN)/python -m bench.collect $(ARGS)
+bench-desk: $(VENV)/development
+	@$(BIN)/python -m bench.desk $(ARGS)
 
 $(VENV)/runtime: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "pgwarden needs Python 3.11 or newer: make PYTHON=python3.11 $(MAKECMDGOALS)")'

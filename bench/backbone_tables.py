@@ -40,6 +40,11 @@ async def rebuilt(folder: Path, executions: int) -> None:
     print(f"tables {size / 1e6:.0f} MB, {size / executions:.0f} bytes an execution; log {_size(folder / 'log') / executions:.0f}")
 
 
+async def kept(folder: Path, executions: int) -> None:
+    """Log and tables in `folder`, made where they are not there."""
+    await _made(folder, executions, anew=False)
+
+
 async def questions(folder: Path, executions: int) -> None:
     await _made(folder, executions, anew=False)
     settings = AnalyticsSettings(folder / "tables", questions_at_once=1, question_seconds_max=60.0)

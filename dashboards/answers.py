@@ -336,6 +336,40 @@ class SqlAnswer(msgspec.Struct, frozen=True):
 
 class Projection(msgspec.Struct, frozen=True):
     lag_us: int = 0  # how old the newest answer may be
+    lag_records: int = 0
+    error: str = ""
+
+
+class GatewayHealth(msgspec.Struct, frozen=True):
+    gateway: str
+    reachable: bool = True
+    reason: str = ""
+    started_at: datetime | None = None
+    sessions: int = 0
+    log: Recording | None = None
+
+
+class ProcessHealth(msgspec.Struct, frozen=True):
+    """A relay, worker, watchdog or collector process beside the gateways."""
+
+    process: str
+    name: str = ""
+    up: bool = True
+    reason: str = ""
+
+
+class CollectorHealth(msgspec.Struct, frozen=True):
+    collector: str
+    kind: str = ""
+    server: str = ""
+    state: str = ""
+    reason: str = ""
+
+
+class InspectionHealth(msgspec.Struct, frozen=True):
+    inspection: str
+    lag_records: int = 0
+    error: str = ""
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -343,6 +377,10 @@ class Health(msgspec.Struct, frozen=True):
     log: Recording | None = None  # None: no gateway says
     gaps: int = 0  # places where frames are missing from the log
     projection: Projection = Projection()
+    gateways: tuple[GatewayHealth, ...] = ()
+    processes: tuple[ProcessHealth, ...] = ()
+    collectors: tuple[CollectorHealth, ...] = ()
+    inspections: tuple[InspectionHealth, ...] = ()
 
 
 PAGE_ROWS_MAX: Final = 1000  # the API's own bound

@@ -9,7 +9,7 @@ from typing import Final
 
 import streamlit as st
 
-from dashboards import ledger, links, reach, sessions, statements
+from dashboards import ledger, links, parts, reach, sessions, statements
 from dashboards.answers import Attempt, Health, Rate, Session, Statement
 from dashboards.api_client import ApiTrouble
 from dashboards.ledger import Bars, Column, Detail, Fact, Figure, Mark, Mono, Number, Row, Sql, Text, Time, Tone
@@ -74,6 +74,9 @@ def _live() -> None:
         )
         if pressed is not None and pressed.name == "timeline":
             links.to_session(statements.session_of(pressed.id))
+    ledger.table(
+        parts.COLUMNS, parts.rows(health), title="Parts and their health", key="parts", empty="The API says nothing of them."
+    )
 
 
 SESSION_COLUMNS: Final = (

@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 import streamlit as st
 
-from dashboards import ledger, pictures, reach
+from dashboards import exports, ledger, pictures, reach
 from dashboards.answers import SqlAnswer, SqlColumn
 from dashboards.api_client import ApiRefused, ApiTrouble
 from dashboards.ledger import Banner, Cell, Column, Lines, Number, Row, Sql, Text, Time
@@ -104,6 +104,7 @@ def _show(asked: Asked) -> None:
     with st.container(horizontal=True, vertical_alignment="center", key="answer bar"):
         form = st.segmented_control("Show as", ("Table", "Chart"), default="Table", key="shown as", label_visibility="collapsed")
         st.caption(summary(asked))
+    exports.draw(asked.sql, "answer", key="exports")
     if form == "Chart":
         _chart(answer)
         return

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 import streamlit as st
 
-from dashboards import filters, ledger, links, reach
+from dashboards import exports, filters, ledger, links, reach
 from dashboards.answers import Statement
 from dashboards.api_client import ApiRefused, ApiTrouble
 from dashboards.ledger import Action, Banner, Column, Detail, Fact, Mark, Mono, Number, Row, Sql, Text, Time, Tone
@@ -74,6 +75,35 @@ def _search() -> None:
     if pressed is not None:
         open_action(pressed)
     filters.paging(found.next, before, len(found.items), "Press a row to see the whole statement.")
+    exports.draw(export_sql(given), "statements", key="exports")
+
+
+def export_sql(given: Mapping[str, str]) -> str:
+    """The search again, as a SELECT: what was typed stands in it as a literal of its own, whatever it is."""
+    conditions = {
+        "text": "contains(lower(text), lower({}))",
+        "agent": "agent = {}",
+        "decision": "decision = {}",
+        "outcome": "coalesce(outcome, 'running') = {}",
+        "task": "task = {}",
+        "approver": "list_contains(approvers, {})",
+        "since_us": "started_at >= make_timestamp({})",
+    }
+    where = [
+        conditions[name].format(int(value) if name == "since_us" else literal(value))
+        for name, value in given.items()
+        if name in conditions
+    ]
+    if relation := given.get("relation"):
+        name = literal(relation)
+        where.append(f"list_has_any(relations, [{name}]) or list_contains([split_part(r, '.', -1) for r in relations], {name})")
+    condition = " and ".join(f"({each})" for each in where) or "true"
+    return f"select * from statements where {condition} order by started_at desc"  # noqa: S608 - each value is a literal
+
+
+def literal(text: str) -> str:
+    """A string of SQL: only the quote means something in one, and NUL cannot stand in it."""
+    return "'" + text.replace("\0", "").replace("'", "''") + "'"
 
 
 def _filters() -> dict[str, str]:

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from dashboards import agent_use, agents, endings, grants, moments, now, reach, sql, statements, viewer
+import duckdb
+from hypothesis import given as hypothesis_given
+from hypothesis.strategies import text
+
+from dashboards import agent_use, agents, endings, grants, moments, now, parts, reach, sql, statements, viewer
 from dashboards.answers import (
     Agent,
     Attempt,
+    CollectorHealth,
+    GatewayHealth,
     Grant,
     Health,
     Kill,
     Moment,
+    ProcessHealth,
     Rate,
     Recording,
     Rule,
@@ -293,3 +300,53 @@ def test_a_role_may_what_the_narrower_ones_may_and_an_unknown_one_nothing() -> N
     assert not viewer.wide_enough("viewer", "responder")
     assert not viewer.wide_enough("emperor", "viewer")
     assert not viewer.wide_enough("", "viewer")
+
+
+# -- exports ---------------------------------------------------------------------------------------------------------------------
+
+
+@hypothesis_given(text())
+def test_what_was_typed_is_a_literal_of_the_export_whatever_it_is(typed: str) -> None:
+    (row,) = duckdb.connect().execute(f"select {statements.literal(typed)}").fetchall()
+    assert row == (typed.replace("\0", ""),)
+
+
+def test_an_export_asks_for_what_the_search_asked() -> None:
+    with duckdb.connect() as connection:
+        connection.execute(
+            "create table statements as select 'eraser' as agent, 'DELETE 1' as text, ['public.orders'] as relations, 'allow' as decision, "
+            "null as outcome, 'night' as task, ['bob'] as approvers, timestamp '2026-07-30 14:00:00' as started_at"
+        )
+        fits = {
+            "agent": "eraser",
+            "text": "delete",
+            "relation": "orders",
+            "decision": "allow",
+            "outcome": "running",
+            "task": "night",
+        }
+        for given in ({}, fits, {"approver": "bob"}, {"relation": "public.orders"}, {"since_us": "0"}):
+            assert len(connection.execute(statements.export_sql(given)).fetchall()) == 1, given
+        for given in ({"agent": "' or true --"}, {"relation": "rder"}, {"approver": "carol"}, {"since_us": str(2**52)}):
+            assert connection.execute(statements.export_sql(given)).fetchall() == [], given
+
+
+# -- parts -----------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_part_that_is_not_well_comes_first_and_says_why() -> None:
+    health = Health(
+        gateways=(GatewayHealth("gateway-1"), GatewayHealth("gateway-2", log=Recording(available=False, reason="no space left"))),
+        processes=(ProcessHealth("watchdog", "w-1"), ProcessHealth("worker", "w-2", up=False, reason="no answer")),
+        collectors=(CollectorHealth("kernel", state="blind", reason="its server was replaced"),),
+    )
+    rows = parts.rows(health)
+    assert [row.id for row in rows] == [
+        "gateway/gateway-2",
+        "worker/w-2",
+        "collector/kernel",
+        "gateway/gateway-1",
+        "API/tables",
+        "watchdog/w-1",
+    ]
+    assert rows[0].cells[2] == Text("no space left")
