@@ -42,8 +42,17 @@ def browser() -> Iterator[BrowserContext]:
         context.close()
 
 
+@pytest.fixture(scope="session")
+def warm(house: House, browser: BrowserContext) -> None:
+    """The first page that a dashboard shows waits for what Python has to import, on two busy cores longer than any other."""
+    page = browser.new_page()
+    page.goto(house.url)
+    page.locator(".st-key-figures .strip").wait_for(timeout=60_000)
+    page.close()
+
+
 @pytest.fixture
-def screen(house: House, browser: BrowserContext) -> Iterator[Screen]:
+def screen(house: House, browser: BrowserContext, warm: None) -> Iterator[Screen]:
     page = browser.new_page()
     made = Screen(page, house.url, [], [])
 

@@ -211,7 +211,7 @@ def now_us() -> int:
     return time.time_ns() // 1000
 
 
-def until(met: Callable[[], bool], what: str, output: Path | None = None, seconds: float = 30.0) -> None:
+def until(met: Callable[[], bool], what: str, output: Path | None = None, seconds: float = 60.0) -> None:
     end_at = time.monotonic() + seconds
     while True:
         try:
