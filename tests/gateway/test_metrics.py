@@ -44,14 +44,14 @@ def part(warden: Warden, name: str) -> Iterator[None]:
         assert process.poll() is None, (warden.folder / f"{name}.out").read_text()
     finally:
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0, (warden.folder / f"{name}.out").read_text()
+        assert process.wait(60) == 0, (warden.folder / f"{name}.out").read_text()
 
 
 def scrape(url: str, *, opened: bool = False, key: str = "") -> Scraped:
     headers = {"Accept": "application/openmetrics-text; version=1.0.0"} if opened else {}
     if key:
         headers["Authorization"] = f"Bearer {key}"
-    answer = httpx.get(url, headers=headers, timeout=10, trust_env=False)
+    answer = httpx.get(url, headers=headers, timeout=30, trust_env=False)
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-type"].startswith("application/openmetrics-text" if opened else "text/plain")
     families = (openmetrics if opened else text_format)(answer.text)
@@ -82,7 +82,7 @@ def test_what_real_processes_did_is_scraped_and_no_alert_or_panel_asks_for_more(
     with ExitStack() as running:
         for name in ("watchdog", "metrics"):
             running.enter_context(part(warden, name))
-        wait_for(lambda: up(tried(url)).get("watchdog") == 1)
+        wait_for(lambda: up(tried(url)).get("watchdog") == 1, 60)
         with warden.connect("reader") as connection:
             for _ in range(40):
                 connection.execute("SELECT count(*) FROM orders")
@@ -106,7 +106,7 @@ def test_what_real_processes_did_is_scraped_and_no_alert_or_panel_asks_for_more(
         assert httpx.post(url, trust_env=False).status_code == 405
 
         running.enter_context(part(warden, "api"))  # after the test's own writing of `identity`
-        wait_for(lambda: up(scrape(url)).get("api") == 1)
+        wait_for(lambda: up(scrape(url)).get("api") == 1, 90)
         wait_for(lambda: scrape(url).get(("pgwarden_log_gaps", ())) == 0)
         wait_for(lambda: scrape(url)[("pgwarden_projection_lag_records", ())] == 0)
         text, opened, through_api = scrape(url), scrape(url, opened=True), scrape(api, key=OPERATOR)

@@ -112,7 +112,7 @@ async def test_what_is_recorded_is_told_signed_and_in_order(house: House, await_
         await house.record(*(killed(f"s{n}") for n in range(20)))
         await await_for(lambda: len(receiver.deliveries) == 20)
         await house.record(AgentRevoked(1, "reporter", "odd", "op"), topic="identity")
-        await await_for(lambda: len(receiver.deliveries) == 21)
+        await await_for(lambda: sender.status()["delivered"] == 21)
     assert sessions(receiver) == [f"s{n}" for n in range(20)]
     assert receiver.deliveries[20].event["type"] == "pgwarden.AgentRevoked"
     assert len(set(receiver.ids)) == 21
