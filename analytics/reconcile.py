@@ -70,7 +70,7 @@ _NEAR_US: Final = 60 * _SECOND  # between a backend's start and the word of whoe
 _SAME_START_US: Final = 2 * _SECOND  # a process's start is the boot's, turned into wall clock at different moments
 _START_US: Final = 2 * _SECOND  # around a collector's start nothing is claimed
 _TAG_ROWS: Final = re.compile(r"[A-Z ]+(?:0 )?([0-9]{1,18})")
-_SEVERITY: Final = {
+SEVERITY: Final = {
     "shadow": "critical",
     "hijacked": "critical",
     "unaudited": "critical",
@@ -966,7 +966,7 @@ class Reconcile:
                 detector=kind,
                 agent=opened.agent if opened is not None else "",
                 session=opened.session if opened is not None else "",
-                severity=_SEVERITY[kind],
+                severity=SEVERITY[kind],
                 summary=summary,
                 evidence=(seen.event, *((opened.event,) if opened is not None else ())),
                 numbers=(("client_pid", float(seen.client_pid)), ("backend_pid", float(seen.backend_pid))),
@@ -995,7 +995,7 @@ class Reconcile:
                 detector=kind,
                 agent=opened.agent,
                 session=opened.session,
-                severity=_SEVERITY[kind],
+                severity=SEVERITY[kind],
                 summary=summary,
                 evidence=(opened.event, *events),
                 numbers=numbers,

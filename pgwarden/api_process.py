@@ -20,7 +20,6 @@ from starlette.exceptions import HTTPException
 
 from analytics import api as analytics_api
 from analytics import export_api, findings_api, follow_api
-from analytics.detection import DETECTORS
 from analytics.exports import Exports
 from analytics.guarded_sql import GuardedSql
 from analytics.inspector import Inspector
@@ -54,7 +53,7 @@ from pgwarden.api_figures import Figures
 from pgwarden.config import ApiConfig, Config
 from pgwarden.gateways import Reports
 from pgwarden.http_server import CannotStart, SecurityHeaders, Server, bound
-from pgwarden.inspections import acting, inspections
+from pgwarden.inspections import DETECTORS, acting, inspections
 from pgwarden.logs import open_log, tables_folder
 from pgwarden.metrics import render
 from pgwarden.neighbours import asked, wrong

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from analytics import detection, reconcile, responses
 from analytics.detection import Detection
 from analytics.inspection import Inspection, Respond
 from analytics.inspector import Act
@@ -13,6 +14,9 @@ from analytics.responses import Responses
 from identity.commands import OURSELVES, Rejected
 from identity.registrar import Registrar, Unrecorded
 from pgwarden.config import Config
+
+DETECTORS: Final = detection.DETECTORS | reconcile.SEVERITY.keys() | {responses.LIMITED}
+"""The names under which findings are raised: what may be muted, and answered."""
 
 _log: Final = logging.getLogger("pgwarden.api")
 
