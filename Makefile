@@ -99,6 +99,10 @@ bench-detect: $(VENV)/development
 bench-backbone: $(VENV)/development
 	@$(BIN)/python -m bench.backbone $(ARGS)
 
+.PHONY: bench-witness
+bench-witness: $(VENV)/development bpf
+	@$(BIN)/python -m bench.witness $(ARGS)
+
 bench-metrics: $(VENV)/development
 	@$(BIN)/python -m bench.metrics
 
