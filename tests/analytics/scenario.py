@@ -21,11 +21,14 @@ from ingest.events import (
     SessionDenied,
     SessionEndOrdered,
     SessionKilled,
+    SessionObserved,
     SessionOpened,
+    SourceDeclared,
     Stamp,
     StatementDefined,
     StatementDenied,
     StatementFinished,
+    StatementObserved,
     StatementStarted,
 )
 from ingest.frames import TOPIC_OF, Framer
@@ -34,6 +37,8 @@ from ingest.log import EventLog
 START_US = 1_795_000_000_000_000  # November 2026
 SECOND = 1_000_000
 MINUTE = 60 * SECOND
+STORY_EVENTS = 38  # that story() records
+OBSERVED = "6afd0000.1267"  # a session of the server, as collectors name it
 
 
 def stamp(session: str, agent: str, **changes: object) -> Stamp:
@@ -161,6 +166,20 @@ class Writer:
     def muted(self, detector: str, agent: str) -> None:
         self.add(agent, FindingsMuted(self.at(), detector, agent, self.now_us + 3600 * SECOND, "alice", "a test runs"))
 
+    def declared(self, source: str) -> None:
+        self.add("*", SourceDeclared(self.at(), source, "backup", "", ("backup",), "local", "", "", "nightly", "alice"))
+
+    # -- what a collector records ----------------------------------------------------------------------------------------------
+
+    def saw_session(self, session_id: str) -> None:
+        event = SessionObserved(self.at(), self.name, "db1", session_id, 4711, "pgwarden", "shop", "127.0.0.1:41000", "x")
+        self.add(f"db1/{session_id}", event)
+
+    def saw_statement(self, session_id: str, sequence: int, text: str) -> None:
+        client = ("pgwarden", "shop", "127.0.0.1:41000")
+        seen = (self.at(1000), self.name, "db1", session_id, sequence, "statement", text, len(text), "", 0, -1, "", -1, *client)
+        self.add(f"db1/{session_id}", StatementObserved(*seen))
+
 
 async def story(log: EventLog) -> None:
     """Two agents: `reporter` works, tries what it may not, and is revoked in a session; `loader` works on. One gateway restarts."""
@@ -206,4 +225,11 @@ async def story(log: EventLog) -> None:
     api.raised("f-1", "reporter")
     api.recurred("f-1", "reporter")
     api.muted("quiet", "idle")
+    api.declared("nightly-backup")
     await api.write()
+
+    witness = Writer(log, "shop-log", 1, two.now_us)
+    witness.saw_session(OBSERVED)
+    witness.saw_statement(OBSERVED, 1, "SELECT * FROM orders")
+    witness.saw_statement(OBSERVED, 2, "SELECT 1")
+    await witness.write()

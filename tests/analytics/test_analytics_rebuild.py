@@ -18,7 +18,7 @@ from ingest.events import TOPICS, StatementFinished, StatementParameters
 from ingest.log import Entry, LogCorrupt
 from ingest.log.segments import SegmentLog
 from ingest.settings import LogSettings
-from tests.analytics.scenario import MINUTE, START_US, Writer, stamp, story
+from tests.analytics.scenario import MINUTE, START_US, STORY_EVENTS, Writer, stamp, story
 
 PROJECTOR = """
 import asyncio, sys
@@ -52,7 +52,7 @@ async def test_a_rebuild_gives_the_same_tables(log: SegmentLog, told: AnalyticsS
     before = store.checksum()
     store.close()
     rebuilt = await rebuild(log, told)
-    assert (rebuilt.checksum, rebuilt.events) == (before, 32)
+    assert (rebuilt.checksum, rebuilt.events) == (before, STORY_EVENTS)
     store = Store.open(told)
     try:
         assert store.checksum() == before
@@ -164,7 +164,7 @@ async def test_a_frame_that_was_appended_twice_counts_once(log: SegmentLog, told
         assert store.counts() == before
     finally:
         store.close()
-    assert rebuilt.events == 32
+    assert rebuilt.events == STORY_EVENTS
 
 
 @pytest.mark.slow

@@ -13,10 +13,17 @@ from analytics.store import Store
 from bench import history
 from ingest.events import AgentRevoked, RecordingStopped
 from ingest.log.segments import SegmentLog
-from tests.analytics.scenario import MINUTE, START_US, Writer
+from tests.analytics.scenario import MINUTE, OBSERVED, START_US, Writer
 
 NOW_US = START_US + 10 * MINUTE
-REQUIRED: Given = {"finding": "f-1", "session": "s1", "execution": 1, "relation": "orders", "agent": "reporter"}
+REQUIRED: Given = {
+    "finding": "f-1",
+    "session": "s1",
+    "execution": 1,
+    "relation": "orders",
+    "agent": "reporter",
+    "session_id": OBSERVED,
+}
 
 
 @pytest.fixture
