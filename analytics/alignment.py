@@ -47,7 +47,8 @@ class Recorded:
     statement: int
     started_us: int
     place: str
-    runs: bool = True  # False: an empty query, or a portal that goes on: no collector tells of it by itself
+    runs: bool = True  # False: an empty query, which some collectors see, or a portal that goes on, which none does
+    continues: bool = False
     outcome: str = ""  # "" while its end is not recorded
     sqlstate: str = ""
     rows: int = -1  # -1 where they cannot be compared
@@ -148,6 +149,9 @@ def explain(
         for one in found:
             match one:
                 case Pair():
+                    if not one.agrees and o >= must_o and r < must_r:
+                        must_r = r  # what undid it may still be told
+                        break
                     r += len(one.recorded)
                     o += 1
                 case Unseen(ran):
@@ -248,7 +252,7 @@ def _span(recorded: Sequence[Recorded], at: int, end: int, seen: Observed, conte
     text = context.texts.get(ran.statement)
     if text is None:  # forgotten: it may be anything
         return 1, _VAGUE
-    if not ran.runs and text.text_bytes and ran.outcome != "error":
+    if ran.continues and ran.outcome != "error":
         return 0, 0
     if seen.digest and seen.digest == text.digest:
         return 1, 0

@@ -437,7 +437,7 @@ class Reconcile:
 
     def _started(self, event: StatementStarted, opened: Opened, place: str) -> None:
         runs = event.rule != "empty" and not event.continues
-        ran = Recorded(event.execution, event.statement, event.at_us, place, runs)
+        ran = Recorded(event.execution, event.statement, event.at_us, place, runs, bool(event.continues))
         opened.open[event.execution] = ran
         opened.waiting[event.execution] = list(opened.lanes)
         for name, lane in opened.lanes.items():

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import select
-from collections.abc import Collection, Sequence
+import socket
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, LiteralString
@@ -32,6 +34,15 @@ _OURS: LiteralString = (
     "SELECT pid, backend_start, application_name FROM pg_catalog.pg_stat_activity"
     " WHERE usename OPERATOR(pg_catalog.=) CURRENT_USER AND pg_catalog.starts_with(application_name, 'pgwarden/')"
 )
+_OWN: LiteralString = (
+    "SELECT pid, backend_start FROM pg_catalog.pg_stat_activity WHERE pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()"
+)
+# By the second of its start, which is all that its name tells. The start of another role's backend is null, but to those who have
+# pg_read_all_stats.
+_STRAY: LiteralString = (
+    "SELECT pid, backend_start FROM pg_catalog.pg_stat_activity WHERE pid OPERATOR(pg_catalog.=) %s AND (backend_start IS NULL"
+    " OR pg_catalog.trunc(EXTRACT(epoch FROM backend_start)) OPERATOR(pg_catalog.=) %s)"
+)
 _ANSWER: LiteralString = "SELECT 1"
 # What a user or a server may have set otherwise. An idle connection of ours is no idle session; and a server whose peer's machine
 # has died says so within ten seconds, not within its two hours.
@@ -50,6 +61,10 @@ _CALLABLE: LiteralString = (
 
 class ControlFailed(Exception):
     """The control connection could not answer."""
+
+
+class MayNot(ControlFailed):
+    """The role has no leave. Says which it wants."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +91,45 @@ class Control:
         self._application_name = application_name
         self._lock = asyncio.Lock()
         self._connection: psycopg.AsyncConnection[Any] | None = None
+        self._opened: Callable[[Backend, int], None] | None = None
+        self._own: tuple[Backend, int] | None = None
+
+    @property
+    def role(self) -> str:
+        return self._target.role
+
+    def tell(self, opened: Callable[[Backend, int], None]) -> None:
+        """From now on call this for each connection that is made, with its backend and our port, and for the one that stands."""
+        self._opened = opened
+        if self._own is not None:
+            opened(*self._own)
+
+    async def stray(self, pid: int, start_second: int) -> Backend | None:
+        """The backend of this pid that began in this second, None when there is none.
+
+        Raises:
+            MayNot: There is a backend of this pid, and when it began this role may not see.
+            ControlFailed: As the others.
+        """
+        rows = await self._rows(_STRAY, (pid, start_second))
+        if rows and not isinstance(rows[0][1], datetime):
+            raise MayNot(f"role {self._target.role} may not see the sessions of other roles: GRANT pg_read_all_stats TO it")
+        return _backend(rows[0]) if rows else None
+
+    async def end_stray(self, backend: Backend) -> None:
+        """Cancel and terminate it, whoever's it is.
+
+        Raises:
+            MayNot: It is another role's, and this one may not end it.
+            ControlFailed: As the others.
+        """
+        try:
+            await self.terminate_all([backend])
+        except ControlFailed as failed:
+            if isinstance(failed.__cause__, psycopg.errors.InsufficientPrivilege):
+                role = self._target.role
+                raise MayNot(f"role {role} may not end the sessions of other roles: GRANT pg_signal_backend TO it") from failed
+            raise
 
     async def backend_start_us(self, pid: int) -> int:
         """Raises ControlFailed, also when there is no such backend."""
@@ -148,13 +202,27 @@ class Control:
                 keepalives_count=2,
                 connect_timeout=max(2, int(self._settings.upstream_connect_seconds_max)),
             )
+            cursor = await self._connection.execute(_OWN)
+            row = await cursor.fetchone()
+            if row is not None:
+                self._own = (_backend(row), _port(self._connection))
+                if self._opened is not None:
+                    self._opened(*self._own)
         return self._connection
 
     async def _drop(self) -> None:
         connection, self._connection = self._connection, None
+        self._own = None
         if connection is not None:
             with contextlib.suppress(psycopg.Error, OSError):
                 await connection.close()
+
+
+def _port(connection: psycopg.AsyncConnection[Any]) -> int:
+    """Ours, of this connection; 0 over a Unix socket."""
+    with socket.socket(fileno=os.dup(connection.fileno())) as ours:
+        name = ours.getsockname()
+    return int(name[1]) if isinstance(name, tuple) else 0
 
 
 def _has_news(connection: psycopg.AsyncConnection[Any]) -> bool:

@@ -14,6 +14,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from gateway.admission import Admission, Denied
@@ -47,6 +48,7 @@ from identity.registry import EVERYONE, Registry, Standing
 from identity.scope import Authority
 from ingest.clock import now_us
 from ingest.events import (
+    BackendOpened,
     GatewayReported,
     GatewayStarted,
     GatewayStopped,
@@ -131,6 +133,9 @@ class Gateway:
         # Sessions whose end some identity event demands and no proof shows yet, and when that was recorded.
         self._unproven: dict[str, int] = {}
         self._aftermath: Aftermath | None = None
+        for name, place in places.items():
+            for control in (place.watch, place.kill):
+                control.tell(partial(self._control_opened, name))
         self._outage: tuple[int, str] | None = None
         self._refused_before = 0
         self._expired_until_us = now_us()
@@ -490,10 +495,24 @@ class Gateway:
             conversation = await self._agree(channel, startup, asked, principal, address, place, upstream, session)
         except BaseException:
             upstream.channel.abort()
+            if not any(one.upstream is upstream for one in self._conversations.values()):
+                self._backend_opened("refused", place.target.name, Backend(upstream.pid, 0), upstream.local_port)
             raise
         if conversation is None:
             upstream.channel.abort()
         return conversation
+
+    def _control_opened(self, connection: str, backend: Backend, port: int) -> None:
+        self._backend_opened("control", connection, backend, port)
+
+    def _backend_opened(self, purpose: str, connection: str, backend: Backend, port: int) -> None:
+        """Tell of a backend that is no agent's session. One that cannot be told is taken for a stranger's, and looked into."""
+        role = self._places[connection].target.role
+        event = BackendOpened(
+            now_us(), self._settings.gateway, self._boot, purpose, connection, role, backend.pid, backend.start_us, port
+        )
+        with contextlib.suppress(LogUnavailable):
+            self._recorder.record("sessions", self._settings.gateway, event)
 
     async def _agree(
         self,
@@ -511,12 +530,14 @@ class Gateway:
         except ControlFailed as failed:
             told = f"connection {place.target.name} is not ready: try again later"
             denied = Denied("57P03", told, f"control connection: {failed}", principal.method, principal.agent)
+            self._backend_opened("refused", place.target.name, Backend(upstream.pid, 0), upstream.local_port)
             self._deny(channel, asked.user, asked.connection, address, denied)
             return None
         # From here to the registration below nothing is awaited: a revocation is seen either by this check or by the registry of
         # sessions, never by neither.
         authority = self._admitted(principal, asked)
         if isinstance(authority, Denied):
+            self._backend_opened("refused", place.target.name, Backend(upstream.pid, backend_start_us), upstream.local_port)
             self._deny(channel, asked.user, asked.connection, address, authority)
             return None
         stamp = Stamp(

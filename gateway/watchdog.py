@@ -7,18 +7,21 @@ gone cannot hold it up. Where it cannot see, it ends nothing for want of a gatew
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, get_args
 
 from gateway.control import Backend, Control, ControlFailed
 from gateway.live_sessions import GATEWAY_GONE, BackendName, LiveSession, LiveSessions, Moment, Orphan
+from gateway.strays import Strays
 from identity.registry import Registry
 from ingest.clock import mono_us, now_us
-from ingest.events import IdentityEvent, SessionReaped, Topic
+from ingest.events import BackendEndOrdered, BackendReaped, IdentityEvent, SessionReaped, Topic, WatchdogConnected
 from ingest.follow import Follower
 from ingest.histogram import Histogram
 from ingest.log import EventLog, LogCorrupt, LogUnavailable, Partition
@@ -104,6 +107,17 @@ class Watchdog:
         self._boot = boot
         self._settings = settings
         self._live = LiveSessions(Registry(), settings.sessions_max, settings.remembered_max)
+        self._strays = Strays(
+            {name: sight.kill for name, sight in sights.items()},
+            recorder,
+            settings.watchdog,
+            self._gateways_on,
+            lambda: self.caught_up,
+            settings.unproven_seconds,
+        )
+        for connection, sight in sights.items():
+            for control in (sight.look, sight.kill):
+                control.tell(partial(self._opened, connection, control.role))
         self._work: dict[str, _Work] = {}
         self._news = {connection: asyncio.Event() for connection in sights}
         self._looked: set[str] = set()
@@ -124,6 +138,7 @@ class Watchdog:
             tasks.create_task(self._begin(tasks), name="begin")
             tasks.create_task(self._probe(), name="probe")
             tasks.create_task(self._tick(), name="tick")
+            tasks.create_task(self._strays.run(), name="end strays")
             for connection, sight in self._sights.items():
                 tasks.create_task(self._look(connection, sight), name=f"look {connection}")
                 tasks.create_task(self._end(connection, sight.kill), name=f"end {connection}")
@@ -169,6 +184,8 @@ class Watchdog:
                     for _, event in frame.events:
                         if isinstance(event, _IDENTITY_EVENTS):
                             self._live.identity(event, now)
+                        elif isinstance(event, BackendEndOrdered | BackendReaped):
+                            self._strays.take(event)
                         else:
                             self._live.apply(event, frame.writer, frame.boot, now)
                 self._read |= follower.offsets
@@ -370,6 +387,18 @@ class Watchdog:
         self._live.apply(event, self._settings.watchdog, self._boot, _now())
         return True
 
+    # -- what no gateway opened ------------------------------------------------------------------------------------------------
+
+    def _gateways_on(self, connection: str) -> frozenset[tuple[int, int]]:
+        live = self._live.sessions.values()
+        return frozenset((one.backend[0], one.backend[1] // 1_000_000) for one in live if one.connection == connection)
+
+    def _opened(self, connection: str, role: str, backend: Backend, port: int) -> None:
+        """Say which backends are ours: nobody else opened them, and no gateway."""
+        event = WatchdogConnected(_now().wall_us, self._settings.watchdog, connection, role, backend.pid, backend.start_us, port)
+        with contextlib.suppress(LogUnavailable):
+            self._recorder.record("observations", self._settings.watchdog, event)
+
     # -- blindness -------------------------------------------------------------------------------------------------------------
 
     def _lost(self, what: str, reason: str) -> None:
@@ -434,6 +463,7 @@ class Watchdog:
                 for connection, gateway, boot, moment in live.missed()
             ],
             "strangers": sorted(live.strangers),
+            "strays": {"pending": self._strays.pending, "reaped": self._strays.reaped, "hindrance": self._strays.hindrance},
             "counters": {"reaped": self.reaped, "unproven": self.unproven},
             "kills": self.kills.facts(),
             "appends": self._recorder.appends.facts(),

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Final, Literal, TypeAlias, cast, get_args
 from urllib.parse import urlsplit
 
+from analytics.settings import ReconcileSettings
 from identity import agent_keys, commands
 from identity.refusal import Refusal
 from identity.roles import ROLES, Role
@@ -188,6 +189,7 @@ class Config:
     agents: Mapping[str, AgentConfig]
     operators: Mapping[str, OperatorConfig]
     metrics: MetricsConfig | None = None  # exactly where the file has [metrics]
+    reconcile: ReconcileSettings = field(default_factory=ReconcileSettings)
     webhooks: Mapping[str, WebhookConfig] = field(default_factory=lambda: MappingProxyType({}))  # by name
     warnings: tuple[Problem, ...] = ()  # allowed, but less than safe; each start prints them
 
@@ -253,6 +255,7 @@ class _Reading:
         connections = {name: self.connection(name, table, gateway, log, kafka) for name, table in connection_tables.items()}
         collector_tables = file.named_tables("collectors", settings.COLLECTOR)
         collectors = {name: self.collector(name, table, connections) for name, table in collector_tables.items()}
+        reconcile = self.reconcile(file.table("reconcile", settings.RECONCILE), collectors)
         issuer_tables = file.named_tables("issuers", settings.ISSUER)
         issuers = {name: rules for name, table in issuer_tables.items() if (rules := self.issuer(name, table)) is not None}
         dashboard = DashboardConfig(*dashboard_listen, self.sign_in(dashboard_table, issuer_tables, issuers))
@@ -288,9 +291,24 @@ class _Reading:
             agents=MappingProxyType(agents),
             operators=MappingProxyType(operators),
             metrics=metrics,
+            reconcile=reconcile,
             webhooks=MappingProxyType(webhooks),
             warnings=tuple(self.report.warnings),
         )
+
+    def reconcile(self, table: Table, collectors: Mapping[str, CollectorConfig]) -> ReconcileSettings:
+        chosen = ReconcileSettings(
+            kill_shadow=table.flag("kill_shadow"),
+            compare_addresses=table.flag("compare_addresses"),
+            patience_ms=table.whole("patience_ms", 100, 60_000),
+            lateness_seconds=table.number("lateness_seconds", 1.0, 600.0),
+            sessions_max=table.whole("sessions_max", 100, 1_000_000),
+            statements_max=table.whole("statements_max", 100, 1_000_000),
+        )
+        if chosen.kill_shadow and not collectors:
+            table.warning("is true, and there is no [collectors.NAME]: nobody sees a shadow", "write one", "kill_shadow")
+        table.finish()
+        return chosen
 
     def state(self, file: Table) -> Path:
         state = Path(os.path.abspath(file.path("state", self.folder) or self.folder / ".pgwarden"))

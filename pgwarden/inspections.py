@@ -10,6 +10,7 @@ from analytics import detection, reconcile, responses
 from analytics.detection import Detection
 from analytics.inspection import Inspection, Respond
 from analytics.inspector import Act
+from analytics.reconcile import Reconcile
 from analytics.responses import Responses
 from identity.commands import OURSELVES, Rejected
 from identity.registrar import Registrar, Unrecorded
@@ -23,7 +24,7 @@ _log: Final = logging.getLogger("pgwarden.api")
 
 def inspections(config: Config) -> Sequence[Callable[[], Inspection]]:
     """Each makes a step that knows nothing yet."""
-    return (Detection, Responses)
+    return (Detection, lambda: Reconcile(config.reconcile), Responses)
 
 
 def acting(registrar: Registrar) -> Act:

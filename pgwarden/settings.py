@@ -7,6 +7,7 @@ from dataclasses import MISSING, dataclass, fields
 from types import MappingProxyType
 from typing import Final
 
+from analytics.settings import ReconcileSettings
 from identity.settings import IssuerRules
 from ingest.settings import PARTITIONS, KafkaSettings, RelaySettings
 from pgwarden.cloud_events import KINDS
@@ -198,6 +199,19 @@ COLLECTOR: Final = (
     Setting("password", "", "reference", "That role's password, as `env:NAME` or `file:PATH`, never the password itself."),
 )
 
+_RECONCILE: Final = ReconcileSettings()
+
+RECONCILE: Final = (
+    Setting(
+        "kill_shadow", _RECONCILE.kill_shadow, "boolean", "Ends what no gateway opened and no source declares, by the watchdog."
+    ),
+    Setting("compare_addresses", _RECONCILE.compare_addresses, "boolean", "A session must come from its gateway's own port."),
+    Setting("patience_ms", _RECONCILE.patience_ms, "milliseconds", "How long a session waits for a gateway's word of it."),
+    Setting("lateness_seconds", _RECONCILE.lateness_seconds, "seconds", "The same for one that bears a gateway's name."),
+    Setting("sessions_max", _RECONCILE.sessions_max, "sessions", "How many are remembered, of gateways and of servers each."),
+    Setting("statements_max", _RECONCILE.statements_max, "statements", "How many of one session wait for their counterpart."),
+)
+
 AGENT: Final = (
     Setting("description", None, "text", "What the agent does."),
     Setting("owner", None, "text", "The person or team that answers for it."),
@@ -292,6 +306,7 @@ TABLES: Final[Mapping[str, tuple[Setting, ...]]] = MappingProxyType(
         "kafka": KAFKA,
         "connections.NAME": CONNECTION,
         "collectors.NAME": COLLECTOR,
+        "reconcile": RECONCILE,
         "issuers.NAME": ISSUER,
         "agents.NAME": AGENT,
         "agents.NAME.grants": GRANT,

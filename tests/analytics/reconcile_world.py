@@ -395,8 +395,9 @@ class _Work:
                 self._seen(text, rows=rows)
                 self._execution(self._defined(text)[0], "ok", rows=0, continues=number)
             case 6:  # an empty query: the log has a line, the probe has none
-                self._execution(self._defined("")[0], "ok", rule="empty")
-                self._seen("", collectors=[one for one in world.collectors if one == "log"] or ["none"])
+                blank = chance.choice(("", " ; ", "-- nothing"))
+                self._execution(self._defined(blank)[0], "ok", rule="empty")
+                self._seen(blank, collectors=[one for one in world.collectors if one == "log"] or ["none"])
             case 8:  # completed, and undone by a deferred constraint
                 number = self._execution(self._defined(text)[0], "ok", rows=rows)
                 self._gateway(OutcomeResolved(world.now_us, number, "aborted", "r"), world.now_us + 2_000)
