@@ -339,3 +339,74 @@ def test_a_narrowed_grant_narrows_what_an_open_session_may_do(house: House) -> N
         with pytest.raises(psycopg.errors.InsufficientPrivilege):
             connection.execute("DELETE FROM orders WHERE false")
         assert connection.execute("SELECT count(*) FROM orders").fetchone() == (100,)
+
+
+def test_a_looping_agent_is_found_and_revoked_by_itself_and_its_backend_is_gone(
+    house: House, wait_for: Callable[..., object], database: Database
+) -> None:
+    key = house.agent("looper")
+    chosen = house.json("responses", "choose", "hot loop", "revoke", "--of", "looper")
+    assert (chosen["response"], chosen["operator"]) == ("revoke", "alice")
+    connection = house.connected("looper", key)
+    pid = connection.info.backend_pid
+    began = time.monotonic()
+    with pytest.raises(psycopg.OperationalError):
+        while time.monotonic() - began < 90:  # 1,024 within one minute
+            connection.execute("SELECT id FROM orders LIMIT 1")
+
+    def found() -> object:
+        items = house.json("findings", "--agent", "looper")["items"]
+        assert isinstance(items, list)
+        return items
+
+    (finding,) = wait_for(found, 20.0)  # type: ignore[misc]
+    assert (finding["detector"], finding["state"], finding["agent"]) == ("hot loop", "open", "looper")
+    assert finding["offsets"]
+    revoked = wait_for(lambda: house.json("revocations")["items"], 20.0)
+    assert isinstance(revoked, list)
+    assert [(row["name"], row["operator"]) for row in revoked] == [("looper", "pgwarden")]
+    assert f"finding {finding['finding']} (hot loop)" in revoked[0]["reason"]
+    with psycopg.connect(
+        host=database.host, port=database.port, dbname=database.name, user=database.role, password=database.password
+    ) as server:
+        assert server.execute("SELECT count(*) FROM pg_stat_activity WHERE pid = %s", (pid,)).fetchone() == (0,)
+
+    def proven() -> bool:
+        (session,) = house.json("sessions", "--agent", "looper")["items"]  # type: ignore[misc]
+        return session["state"] == "killed" and bool(session["kill_backend_gone_at"])
+
+    assert wait_for(proven, 20.0)
+    code, out, _ = house.run("findings", "acknowledge", str(finding["finding"]), "--note", "a retry without a pause")
+    assert (code, out) == (0, f"{finding['finding']} of looper is acknowledged\n")
+    wait_for(lambda: house.json("findings", "show", str(finding["finding"]))["state"] == "acknowledged", 20.0)
+    code, out, _ = house.run("findings", "mute", str(finding["finding"]), "--for", "1h", "--reason", "being repaired")
+    assert code == 0
+    assert out.startswith("hot loop of looper is muted until 20")
+    wait_for(lambda: house.json("findings", "mutes")["items"], 20.0)
+    assert house.run("findings", "unmute", "hot loop", "looper")[0] == 0
+
+
+def answers(connection: psycopg.Connection) -> bool:
+    with contextlib.suppress(psycopg.errors.InsufficientPrivilege):
+        connection.execute("SELECT id FROM orders LIMIT 1")
+        return True
+    return False
+
+
+def test_an_agent_is_held_and_released_on_the_command_line(house: House, wait_for: Callable[..., object]) -> None:
+    key = house.agent("odd")
+    with house.connected("odd", key) as connection:
+        assert house.run("hold", "odd", "--reason", "looks odd")[0] == 0
+        with pytest.raises(psycopg.errors.InsufficientPrivilege, match="pgwarden release odd"):
+            connection.execute("SELECT id FROM orders LIMIT 1")
+        code, out, _ = house.run("responses")
+        assert code == 0
+        assert "held" in out
+        assert house.run("release", "odd")[0] == 0
+        wait_for(lambda: answers(connection), 10.0)
+        assert house.run("throttle", "odd", "--per-minute", "60", "--reason", "too fast")[0] == 0
+        began = time.monotonic()
+        for _ in range(3):
+            connection.execute("SELECT id FROM orders LIMIT 1")
+        assert time.monotonic() - began > 1.5
+        assert house.run("unthrottle", "odd")[0] == 0
