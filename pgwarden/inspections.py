@@ -6,17 +6,18 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from analytics import detection, reconcile, responses
+from analytics import detection, responses
 from analytics.detection import Detection
 from analytics.inspection import Inspection, Respond
 from analytics.inspector import Act
 from analytics.reconcile import Reconcile
+from analytics.reconciliation import findings
 from analytics.responses import Responses
 from identity.commands import OURSELVES, Rejected
 from identity.registrar import Registrar, Unrecorded
 from pgwarden.config import Config
 
-DETECTORS: Final = detection.DETECTORS | reconcile.SEVERITY.keys() | {responses.LIMITED}
+DETECTORS: Final = detection.DETECTORS | findings.SEVERITY.keys() | {responses.LIMITED}
 """The names under which findings are raised: what may be muted, and answered."""
 
 _log: Final = logging.getLogger("pgwarden.api")

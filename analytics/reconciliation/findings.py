@@ -1,0 +1,78 @@
+"""A difference between record and server -> a finding, named after its evidence so that it is told once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Final
+
+from analytics.reconciliation.state import Held, Opened, Seen
+from ingest.events import FindingRaised, FindingRecurred
+
+SEVERITY: Final = {
+    "shadow": "critical",
+    "hijacked": "critical",
+    "unaudited": "critical",
+    "phantom": "critical",
+    "miscounted": "warning",
+}
+"""The names under which reconciliation raises findings."""
+
+
+def find_session(held: Held, key: str, seen: Seen, kind: str, summary: str, opened: Opened | None) -> None:
+    seen.finding = finding_name(kind, key)
+    held.effects.append(
+        FindingRaised(
+            at_us=held.now_us,
+            finding=seen.finding,
+            detector=kind,
+            agent=opened.agent if opened is not None else "",
+            session=opened.session if opened is not None else "",
+            severity=SEVERITY[kind],
+            summary=summary,
+            evidence=(seen.event, *((opened.event,) if opened is not None else ())),
+            numbers=(("client_pid", float(seen.client_pid)), ("backend_pid", float(seen.backend_pid))),
+            offsets=(seen.place, *((opened.place,) if opened is not None else ())),
+        )
+    )
+
+
+def find(
+    held: Held, opened: Opened, kind: str, what: str, summary: str, places: Sequence[str], numbers: tuple[tuple[str, float], ...]
+) -> None:
+    times = opened.told[kind] = opened.told.get(kind, 0) + 1
+    held.count(kind)
+    most = held.settings.findings_per_session_max
+    if times > most:
+        if times & (times - 1) == 0:  # each time that it has doubled
+            last = finding_name(kind, f"{opened.connection}/{opened.session_id}/many")
+            held.effects.append(FindingRecurred(held.now_us, last, opened.agent, times, held.now_us, summary))
+        return
+    if times == most:
+        what, summary = "many", f"{summary}; what follows of this kind in this session is counted"
+    events = tuple(place.partition(" ")[2] for place in places if " " in place)
+    held.effects.append(
+        FindingRaised(
+            at_us=held.now_us,
+            finding=finding_name(kind, f"{opened.connection}/{opened.session_id}/{what}"),
+            detector=kind,
+            agent=opened.agent,
+            session=opened.session,
+            severity=SEVERITY[kind],
+            summary=summary,
+            evidence=(opened.event, *events),
+            numbers=numbers,
+            offsets=tuple(place.partition(" ")[0] for place in places),
+        )
+    )
+
+
+def finding_name(kind: str, what: str) -> str:
+    return f"{kind}-{hashlib.sha256(what.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
+
+
+def shown(start: str, named: str) -> str:
+    """A statement, as a sentence can hold it: what an agent wrote, escaped and short."""
+    if start:
+        return f": {start[:200]!a}"
+    return f": SHA-256 {named}" if named else ""
