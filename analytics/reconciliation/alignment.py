@@ -114,11 +114,17 @@ class Context:
 
 
 def heads(recorded: list[Recorded], observed: list[Observed], context: Context) -> list[Pair]:
-    """Take off what agrees exactly and can only belong together."""
+    """Take off what agrees exactly and can only belong together, and what stands for a refusal and can belong to nothing."""
     found: list[Pair] = []
     r = o = 0
-    while r < len(recorded) and o < len(observed):
-        ran, seen = recorded[r], observed[o]
+    while o < len(observed):
+        seen = observed[o]
+        if _stands_for_a_refusal(seen, context):
+            o += 1
+            continue
+        if r == len(recorded):
+            break
+        ran = recorded[r]
         text = context.texts.get(ran.statement)
         if text is None or _unseen(ran, context) <= _MAY_BE_UNSEEN:
             break
@@ -155,15 +161,21 @@ def explain(
                     r += len(one.recorded)
                     o += 1
                 case Unseen(ran):
-                    may_come = ran.outcome != "skipped" and any(spans[r][later][0] for later in range(must_o, m))
-                    if r < must_r and may_come:
-                        must_r, must_o = r, min(must_o, o)  # what stands behind it is not decided before it
-                        break
+                    if r < must_r and ran.outcome != "skipped":
+                        if any(spans[r][later][0] for later in range(must_o, m)):
+                            must_r, must_o = r, min(must_o, o)  # what stands behind it is not decided before it
+                            break
+                        if any(_span(recorded, r, n, seen, context)[0] for seen in observed[m:]):
+                            must_r = r  # it is here, beyond the window, which moves on with what is settled of the other
+                            break
                     r += 1
                 case Unrecorded(seen):
                     early = o >= must_o and bool(seen.sqlstate) and any(spans[later][o][0] for later in range(n))
                     if early or (o < must_o and any(spans[later][o][0] for later in range(must_r, n))):
                         must_r, must_o = min(must_r, r), min(must_o, o)
+                        break
+                    if o < must_o and any(_span(recorded, later, later + 1, seen, context)[0] for later in range(n, len(recorded))):
+                        must_o = o
                         break
                     o += 1
         else:
@@ -298,11 +310,15 @@ def _unseen(ran: Recorded, context: Context) -> int:
 
 
 def _unrecorded(seen: Observed, context: Context) -> int:
-    if seen.sqlstate == "42601" and seen.source == "statement" and _is_refused(seen, context.refused):
+    if _stands_for_a_refusal(seen, context):
         return 0
     if seen.sqlstate and seen.digest in context.defined:
         return _NEVER_BEGAN
     return _ALONE
+
+
+def _stands_for_a_refusal(seen: Observed, context: Context) -> bool:
+    return seen.sqlstate == "42601" and seen.source == "statement" and _is_refused(seen, context.refused)
 
 
 def _is_refused(seen: Observed, refused: int) -> bool:

@@ -15,7 +15,7 @@ from analytics.reconciliation.state import SECOND, Held, Lane, Opened
 def pair_heads(held: Held, opened: Opened) -> None:
     """Take off what can only belong together; called whenever one more came."""
     for name, lane in opened.lanes.items():
-        if lane.recorded and lane.observed:
+        if lane.observed:
             for pair in heads(lane.recorded, lane.observed, _context(held, opened, name)):
                 matched(held, opened, lane, pair, name)
 

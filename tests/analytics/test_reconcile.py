@@ -9,6 +9,7 @@ import pytest
 from analytics.inspection import Effect
 from analytics.reconcile import Reconcile
 from analytics.settings import ReconcileSettings
+from ingest.collectors.collector import digest
 from ingest.events import (
     BackendEndOrdered,
     BackendOpened,
@@ -19,6 +20,13 @@ from ingest.events import (
     SessionObserved,
     SessionOpened,
     SourceDeclared,
+    Stamp,
+    StatementDefined,
+    StatementDenied,
+    StatementFinished,
+    StatementObserved,
+    StatementStarted,
+    WitnessReported,
     WitnessStarted,
 )
 from ingest.frames import TOPIC_OF, Framer, decode
@@ -88,10 +96,10 @@ class Desk:
         self.record(WitnessStarted(START_US, "log", "log", SERVER, ("shop",), "statements", "1"))
         self.now_us += 10 * SECOND
 
-    def record(self, *events: Event) -> None:
-        framer = Framer("gw-1", 1, events_max=100, bytes_max=2**20)
+    def record(self, *events: Event, under: Stamp | None = None) -> None:
+        framer = Framer("gw-1", 1, events_max=1_000, bytes_max=2**20)
         for event in events:
-            framer.add(TOPIC_OF[type(event)], "k", event)
+            framer.add(TOPIC_OF[type(event)], "k", event, under)
         for entry in framer.cut():
             self.offset += 1
             record = Record(entry.topic, 0, self.offset, self.now_us, entry.key, entry.value)
@@ -244,6 +252,119 @@ def test_what_is_beyond_the_limits_is_counted_and_claimed_of_nobody() -> None:
     effects, step = run(world, ReconcileSettings(statements_max=5, texts_max=3, sessions_max=3))
     assert [effect.summary for effect in effects if isinstance(effect, FindingRaised)] == []
     assert step.status()["statements_beyond_the_limit"] > 0
+
+
+# -- one session's statements ----------------------------------------------------------------------------------------------------
+
+MANY = 100  # more than alignment looks at together
+
+
+class Session(Desk):
+    """A gateway's session that a log collector sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.under = stamp("s1", "reporting", backend_pid=7, backend_start_us=self.now_us, upstream_port=5555)
+        self.record(SessionOpened(self.now_us, self.under, "scram", "k", 0, "", "", "3.0", "group"))
+        self.session_id = self.seen().session_id
+        self._sequence = 0
+        self._number = 0
+
+    def defined(self, text: str) -> int:
+        self._number += 1
+        whole = digest(text.encode())
+        self.record(
+            StatementDefined(self._number, text, "full", len(text), "f", ("SELECT",), (), (), digest=whole), under=self.under
+        )
+        return self._number
+
+    def refused(self, text: str) -> None:
+        number = self.defined(text)
+        self.record(StatementDenied(self.now_us, number, number, "42501", "never", "no"), under=self.under)
+
+    def executed(self, text: str, outcome: str = "ok") -> None:
+        number = self.defined(text)
+        self.record(
+            StatementStarted(self.now_us, number, number, "r"),
+            StatementFinished(number, outcome, "", "SELECT 1", 1, 0, 0, 10),
+            under=self.under,
+        )
+
+    def observed(self, text: str, sqlstate: str = "") -> None:
+        self._sequence += 1
+        whole = digest(text.encode())
+        at = (self.now_us, "log", SERVER, self.session_id, self._sequence, "statement")
+        self.record(StatementObserved(*at, text, len(text), whole, 0, -1, sqlstate, -1, "pgwarden", "shop", ""))
+
+    def complete(self) -> None:
+        now_us = self.now_us
+        self.record(WitnessReported(now_us, "log", "log", SERVER, True, "", now_us, now_us, 1, 0, 0))
+
+
+def test_what_ran_behind_many_refusals_is_found_with_its_counterpart() -> None:
+    session = Session()
+    for number in range(1, MANY + 1):
+        session.refused(f"DROP TABLE t{number}")
+        session.observed(f"pgwarden_refused_{number}", "42601")
+    session.executed("SELECT 1")
+    session.observed("SELECT 1")
+    for _ in range(20):
+        session.wait(1)
+        session.complete()
+    assert (session.told(), session.step.status()["statements_matched"]) == ([], 1)
+
+
+def test_what_ran_behind_many_errors_of_what_never_began_is_found_with_its_counterpart() -> None:
+    session = Session()
+    session.defined("SELECT $1::int")
+    for _ in range(MANY):
+        session.observed("SELECT $1::int", "22P02")  # at its Bind
+    session.executed("SELECT 1")
+    session.observed("SELECT 1")
+    for _ in range(20):
+        session.wait(1)
+        session.complete()
+    assert (session.told(), session.step.status()["statements_matched"]) == ([], 1)
+
+
+def test_what_ran_behind_many_that_were_skipped_is_waited_for_while_its_collector_is_late() -> None:
+    session = Session()
+    for number in range(MANY):
+        session.executed(f"SELECT {number}", "skipped")
+    session.executed("SELECT 'behind'")
+    session.observed("SELECT 'behind'")
+    session.wait(20)
+    assert session.told() == []
+    session.complete()
+    session.wait(20)
+    assert (session.told(), session.step.status()["statements_matched"]) == ([], 1)
+
+
+@pytest.mark.parametrize("kind", ["phantom", "unaudited"])
+def test_a_violation_behind_many_refusals_is_told(kind: str) -> None:
+    session = Session()
+    for number in range(1, MANY + 1):
+        session.refused(f"DROP TABLE t{number}")
+        session.observed(f"pgwarden_refused_{number}", "42601")
+    if kind == "phantom":
+        session.executed("SELECT 1")
+    else:
+        session.observed("SELECT 1")
+    for _ in range(20):
+        session.wait(1)
+        session.complete()
+    assert session.told() == [kind]
+
+
+def test_more_refusals_than_the_gateway_recorded_are_told() -> None:
+    session = Session()
+    session.refused("DROP TABLE t")
+    session.observed("pgwarden_refused_1", "42601")
+    session.observed("pgwarden_refused_2", "42601")
+    for _ in range(20):
+        session.wait(1)
+        session.complete()
+    assert session.told() == ["unaudited"]
 
 
 @pytest.mark.parametrize("state", [b"", b"\xc1", b"\x81\xa7sources\x01", b"[]"])
