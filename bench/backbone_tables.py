@@ -117,6 +117,9 @@ def _asked(store: Store) -> Sequence[tuple[str, Mapping[str, str | int]]]:
         ("relation_agents", {"relation": "table_0"}),
         ("relation_agents", {"relation": "table_7"}),
         ("agent_relations", {"agent": busy}),
+        ("agent_hours", {"agent": busy}),
+        ("finding_history", {"finding": "none"}),  # the history has neither findings nor a collector
+        ("observed_statements", {"session_id": "none"}),
     ]
     required = {name for name, question in QUESTIONS.items() if any(parameter.required for parameter in question.parameters)}
     bare: list[tuple[str, Mapping[str, str | int]]] = [(name, {}) for name in QUESTIONS if name not in required]
