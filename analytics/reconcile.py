@@ -16,6 +16,7 @@ from analytics.inspection import Effect
 from analytics.reconciliation.alignment import Observed
 from analytics.reconciliation.comparison import compare, settled
 from analytics.reconciliation.sessions import (
+    boot_known,
     judge,
     order,
     own_backend,
@@ -133,7 +134,8 @@ class Reconcile:
             case SourceWithdrawn():
                 self._held.sources.withdrawn(event)
             case SessionOpened():
-                session_opened(self._held, event.stamp, event.at_us, frame.writer, place, event_id(frame, index))
+                opened_by = session_opened(self._held, event.stamp, event.at_us, frame.writer, place, event_id(frame, index))
+                boot_known(self._held, opened_by, frame.boot)
             case SessionClosed():
                 if (opened := self._held.state.opened.get(event.session)) is not None and not opened.closed_us:
                     opened.closed_us = self._held.now_us
@@ -150,6 +152,7 @@ class Reconcile:
                         event.upstream_port,
                         event.at_us,
                         event.gateway if event.purpose == "control" else "",
+                        event.boot,
                     ),
                     event.role,
                 )

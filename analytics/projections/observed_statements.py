@@ -1,7 +1,8 @@
 """`observed_statements`: each execution that a collector saw, as the database ran it.
 
 A frame becomes one row a collector, with lists in it, as in `statements`. A collector that starts again may tell again what it told
-last: an observation is named by its collector, session, source and sequence, and the first word stands.
+last, and one that told a begin may tell the end later: an observation is named by its collector, session, source and sequence, and
+the first word that knows the end stands, else the first.
 """
 
 # ruff: noqa: S608 - the SQL is made of constants of this file
@@ -35,6 +36,7 @@ _OBSERVED: Final = {
 }
 _OF: Final = {"witness": "VARCHAR", "server": "VARCHAR"}
 _NAME: Final = {**_OF, "session_id": "VARCHAR", "source": "VARCHAR", "sequence": "BIGINT"}
+_KEY: Final = ", ".join(_NAME)
 _TABLE: Final = {
     **_OF,
     **{"began_at" if name == "began_us" else name: "TIMESTAMP" if name == "began_us" else kind for name, kind in _OBSERVED.items()},
@@ -80,7 +82,8 @@ PROJECTION: Final = Projection(
     stages=(
         Stage("stage_observed_statements", {**_OF, **lists(_OBSERVED)}),
         Stage("stage_observed_once", _TABLE),
-        Stage("stage_observed_before", _NAME),
+        Stage("stage_observed_before", {**_NAME, "began_at": "TIMESTAMP", "better": "BOOLEAN"}),
+        Stage("stage_observed_better", {**_NAME, "began_at": "TIMESTAMP"}),
     ),
     rows=rows,
     merge=(
@@ -89,23 +92,36 @@ PROJECTION: Final = Projection(
             f"""insert into stage_observed_once by name
                 select * exclude (began_us), instant(began_us) as began_at
                 from ({unnested("stage_observed_statements", _OF, _OBSERVED)})
-                qualify row_number() over (partition by witness, server, session_id, source, sequence order by place) = 1""",
+                qualify row_number() over (partition by {_KEY} order by outcome_known desc, place) = 1""",
             fills="stage_observed_once",
         ),
         # By an inner join, with the time in it: DuckDB then passes over what is older than this batch, which is nearly everything.
         Merge(
             ("stage_observed_once",),
-            """insert into stage_observed_before
-                select n.witness, n.server, n.session_id, n.source, n.sequence from stage_observed_once n
+            """insert into stage_observed_before by name
+                select n.witness, n.server, n.session_id, n.source, n.sequence, n.began_at,
+                    n.outcome_known and not o.outcome_known as better
+                from stage_observed_once n
                 join observed_statements o on o.began_at = n.began_at and o.session_id = n.session_id and o.sequence = n.sequence
                     and o.source = n.source and o.witness = n.witness and o.server = n.server""",
             fills="stage_observed_before",
         ),
         Merge(
+            ("stage_observed_before",),
+            "insert into stage_observed_better by name select * exclude (better) from stage_observed_before where better",
+            fills="stage_observed_better",
+        ),
+        Merge(
+            ("stage_observed_better",),
+            """delete from observed_statements o using stage_observed_better b
+                where o.began_at = b.began_at and o.session_id = b.session_id and o.sequence = b.sequence
+                    and o.source = b.source and o.witness = b.witness and o.server = b.server""",
+        ),
+        Merge(
             ("stage_observed_once",),
             """insert into observed_statements by name
                 select * from stage_observed_once n where not exists (
-                    from stage_observed_before b where b.witness = n.witness and b.server = n.server
+                    from stage_observed_before b where not b.better and b.witness = n.witness and b.server = n.server
                         and b.session_id = n.session_id and b.source = n.source and b.sequence = n.sequence
                 )""",
         ),

@@ -17,6 +17,7 @@ from ingest.events import BackendEndOrdered, SessionJudged, SessionObserved, Ses
 
 Verdict: TypeAlias = str
 HOSTS_MAX: Final = 1_000  # addresses of gateways
+PROCESSES_MAX: Final = 1_000  # of gateways; the one learned first is forgotten first
 FINAL: Final = frozenset({"audited", "ours", "hijacked"})  # what comes later changes nothing of these
 _SERVERS_OWN: Final = ("", "client backend", "walsender")  # all other backend types are PostgreSQL's processes
 _NAMED_OURS: Final = "pgwarden/"
@@ -52,6 +53,13 @@ def session_opened(held: Held, stamp: Stamp, at_us: int, gateway: str, place: st
         if seen is not None and seen.verdict not in FINAL:
             judge(held, key)
     return opened
+
+
+def boot_known(held: Held, opened: Opened, boot: int) -> None:
+    """Of the gateway that opened it, which is one process as long as it is one boot."""
+    if opened.boot != boot:
+        opened.boot = boot
+        _judge_again(held, opened)
 
 
 def own_backend(held: Held, own: Own, role: str) -> None:
@@ -90,7 +98,7 @@ def session_observed(held: Held, event: SessionObserved, place: str, name: str) 
         )
         held.count("sessions_seen")
     else:
-        _more_known(held, key, seen, event)
+        _more_known(held, seen, event)
     judge(held, key)
 
 
@@ -159,7 +167,7 @@ def _late_gateways(held: Held, at_us: int) -> list[str]:
     )
 
 
-def _more_known(held: Held, key: str, seen: Seen, event: SessionObserved) -> None:
+def _more_known(held: Held, seen: Seen, event: SessionObserved) -> None:
     """A collector tells of a session that was known by less: by what it ran, or by one that knows no processes."""
     new = (event.client_pid and not seen.client_pid) or (event.client and not seen.client)
     seen.user = seen.user or event.user
@@ -172,27 +180,44 @@ def _more_known(held: Held, key: str, seen: Seen, event: SessionObserved) -> Non
         seen.client_uid, seen.client_exe = event.client_uid, event.client_exe
     if not new:
         return
-    if seen.verdict == "audited" and (opened := held.gateways(seen.server, seen.session_id)) is not None:
-        _judge_opened(held, key, seen, opened)
+    if (opened := held.gateways(seen.server, seen.session_id)) is not None:
+        _judge_again(held, opened)
     elif seen.verdict == "ours" and (own := _own_of(held, seen)) is not None:
         _learn(held, seen, own)
+
+
+def _judge_again(held: Held, opened: Opened) -> None:
+    """More is known of it, by a collector or by its gateway."""
+    for server in held.servers_of(opened.connection):
+        key = f"{server}/{opened.session_id}"
+        if (seen := held.state.seen.get(key)) is not None and seen.verdict == "audited":
+            _judge_opened(held, key, seen, opened)
 
 
 def _learn(held: Held, seen: Seen, own: Own) -> None:
     """Where a gateway's connections come from: its control connections are its own by its own word."""
     if not own.gateway:
         return
-    if seen.client_pid:
-        held.state.processes[f"{seen.server}/{own.gateway}"] = (seen.client_pid, seen.client_start_us)
+    _learn_process(held, seen, own.gateway, own.boot)
     host = address(seen.client)
     if host is not None and len(held.state.hosts) < HOSTS_MAX:
         held.state.hosts[f"{seen.server}/{host}"] = 1
 
 
+def _learn_process(held: Held, seen: Seen, gateway: str, boot: int) -> None:
+    """One boot of a gateway is one process: of another boot this one says nothing."""
+    if not seen.client_pid:
+        return
+    processes = held.state.processes
+    processes[f"{seen.server}/{gateway}/{boot}"] = (seen.client_pid, seen.client_start_us)
+    if len(processes) > PROCESSES_MAX:
+        del processes[next(iter(processes))]
+
+
 def _judge_opened(held: Held, key: str, seen: Seen, opened: Opened) -> None:
     host = address(seen.client)
     port = seen.client.rpartition(":")[2]
-    process = held.state.processes.get(f"{seen.server}/{opened.gateway}")
+    process = held.state.processes.get(f"{seen.server}/{opened.gateway}/{opened.boot}")
     stranger = ""
     if held.settings.compare_addresses and opened.upstream_port and host is not None and port != str(opened.upstream_port):
         stranger = f"it comes from {seen.client}, and the gateway's port is {opened.upstream_port}"
@@ -211,6 +236,9 @@ def _judge_opened(held: Held, key: str, seen: Seen, opened: Opened) -> None:
     else:
         if host is not None and len(held.state.hosts) < HOSTS_MAX:
             held.state.hosts[f"{seen.server}/{host}"] = 1
+        # Its control connections may be older than the collector. Who connected from the gateway's port is the gateway.
+        if opened.boot and process is None and host is not None and port == str(opened.upstream_port):
+            _learn_process(held, seen, opened.gateway, opened.boot)
         _verdict(held, key, seen, "audited", opened=opened, reason=f"opened by gateway {opened.gateway}")
     early, seen.early = seen.early, []
     for witness, observed in early:

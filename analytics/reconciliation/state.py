@@ -55,6 +55,7 @@ class Opened:
     waiting: dict[int, list[str]] = field(default_factory=dict)  # by execution: collectors that have not told of it
     told: dict[str, int] = field(default_factory=dict)  # findings, by kind
     miscounted: dict[int, int] = field(default_factory=dict)  # executions that are told, whoever saw them
+    boot: int = 0  # of the gateway; 0 while only what ran in it was told, which a later boot may tell of
 
 
 @dataclass(slots=True)
@@ -69,6 +70,7 @@ class Own:
     upstream_port: int
     at_us: int
     gateway: str  # "" = not a gateway's
+    boot: int = 0  # of that gateway
 
 
 @dataclass(slots=True)
@@ -108,7 +110,7 @@ class State:
     own: list[Own] = field(default_factory=list)
     roles: dict[str, int] = field(default_factory=dict)  # connection "/" role, as gateways log in
     hosts: dict[str, int] = field(default_factory=dict)  # server "/" address that gateways come from
-    processes: dict[str, tuple[int, int]] = field(default_factory=dict)  # server "/" gateway -> pid and start of its process
+    processes: dict[str, tuple[int, int]] = field(default_factory=dict)  # server "/" gateway "/" boot -> pid and start
     reports: dict[str, tuple[int, int]] = field(default_factory=dict)  # gateway -> up to when its record is whole; when it said so
     written: int = 0  # when a gateway last wrote anything
     since_us: int = 0  # the record's first moment: what began before it may be anybody's

@@ -93,11 +93,12 @@ class Desk:
         self.step = Reconcile(ReconcileSettings(**settings))  # type: ignore[arg-type]
         self.effects: list[Effect] = []
         self.offset = 0
+        self.boot = 1  # of the gateway
         self.record(WitnessStarted(START_US, "log", "log", SERVER, ("shop",), "statements", "1"))
         self.now_us += 10 * SECOND
 
     def record(self, *events: Event, under: Stamp | None = None) -> None:
-        framer = Framer("gw-1", 1, events_max=1_000, bytes_max=2**20)
+        framer = Framer("gw-1", self.boot, events_max=1_000, bytes_max=2**20)
         for event in events:
             framer.add(TOPIC_OF[type(event)], "k", event, under)
         for entry in framer.cut():
@@ -126,6 +127,11 @@ class Desk:
         event = SessionObserved(**(fields | changes))  # type: ignore[arg-type]
         self.record(event)
         return event
+
+    def opened(self, pid: int, port: int, session: str) -> None:
+        """By the gateway, now."""
+        under = stamp(session, "reporting", backend_pid=pid, backend_start_us=self.now_us, upstream_port=port)
+        self.record(SessionOpened(self.now_us, under, "scram", "k", 0, "", "", "3.0", "group"))
 
     def told(self) -> list[str]:
         return [effect.detector for effect in self.effects if isinstance(effect, FindingRaised)]
@@ -208,6 +214,50 @@ def test_a_gateways_session_that_another_port_holds_is_hijacked_and_not_ended() 
     assert (desk.told(), desk.orders()) == (["hijacked"], [])
     (finding,) = [effect for effect in desk.effects if isinstance(effect, FindingRaised)]
     assert (finding.agent, finding.session) == ("reporting", "s1")
+
+
+def test_a_gateway_that_began_before_its_collector_is_known_by_the_port_that_it_connects_from() -> None:
+    desk = Desk()
+    desk.opened(7, 5555, "s1")
+    desk.seen(7, client_pid=700, client_start_us=START_US, client_exe="/usr/bin/python3.11")
+    desk.wait(1)
+    desk.seen(8, client="10.9.9.9:5556", client_pid=4711, client_start_us=START_US, client_exe="/usr/bin/psql")
+    desk.wait(10)
+    assert desk.told() == ["hijacked"]
+    assert desk.verdicts() == ["audited", "hijacked"]
+    desk.opened(9, 5557, "s2")  # its name and its port, in the hands of another process
+    desk.seen(9, client="10.9.9.9:5557", client_pid=4712, client_start_us=START_US, client_exe="/usr/bin/psql")
+    desk.wait(10)
+    assert desk.told() == ["hijacked", "hijacked"]
+
+
+@pytest.mark.parametrize("seen_first", [False, True])
+def test_a_gateway_that_began_anew_is_another_process_and_no_thief(seen_first: bool) -> None:
+    desk = Desk()
+    desk.record(BackendOpened(desk.now_us, "gw-1", 1, "control", "shop", "pgwarden", 9, desk.now_us, 6000))
+    desk.seen(9, client="10.9.9.9:6000", client_pid=700, client_start_us=START_US)
+    desk.wait(10)
+    desk.boot = 2  # whose control connection no collector saw
+    if seen_first:
+        desk.seen(7, client_pid=900, client_start_us=desk.now_us)
+    desk.opened(7, 5555, "s1")
+    if not seen_first:
+        desk.seen(7, client_pid=900, client_start_us=desk.now_us)
+    desk.wait(10)
+    assert (desk.told(), desk.verdicts()) == ([], ["ours", "audited"])
+
+
+def test_a_process_that_is_told_late_is_held_against_the_gateways() -> None:
+    desk = Desk()
+    desk.record(BackendOpened(desk.now_us, "gw-1", 1, "control", "shop", "pgwarden", 9, desk.now_us, 6000))
+    desk.seen(9, client="10.9.9.9:6000", client_pid=700, client_start_us=START_US)
+    under = stamp("s1", "reporting", backend_pid=7, backend_start_us=desk.now_us, upstream_port=5555)
+    desk.seen(7, client_pid=4711, client_start_us=START_US)
+    # What ran stands in another partition than the opening.
+    desk.record(StatementDefined(1, "SELECT 1", "full", 8, "", (), (), ()), under=under)
+    desk.record(SessionOpened(desk.now_us, under, "scram", "k", 0, "", "", "3.0", "group"))
+    desk.wait(10)
+    assert desk.told() == ["hijacked"]
 
 
 def test_where_ports_are_rewritten_they_are_not_compared() -> None:

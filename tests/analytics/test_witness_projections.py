@@ -55,7 +55,15 @@ def observed(number: int, witness: str = "log", at_us: int = START_US, **changes
     return SessionObserved(**(fields | changes))  # type: ignore[arg-type]
 
 
-def ran(number: int, sequence: int, text: str = "select 1", witness: str = "log", source: str = "statement") -> StatementObserved:
+def ran(
+    number: int,
+    sequence: int,
+    text: str = "select 1",
+    witness: str = "log",
+    source: str = "statement",
+    sqlstate: str = "",
+    known: bool = True,
+) -> StatementObserved:
     return StatementObserved(
         at_us=START_US + sequence * SECOND,
         witness=witness,
@@ -67,12 +75,13 @@ def ran(number: int, sequence: int, text: str = "select 1", witness: str = "log"
         text_bytes=len(text),
         digest="d" * 32,
         query_id=-7,
-        rows=3,
-        sqlstate="",
+        rows=3 if known and not sqlstate else -1,
+        sqlstate=sqlstate,
         duration_us=11,
         user="pgwarden",
         database="shop",
         client="127.0.0.1:41000",
+        outcome_known=known,
     )
 
 
@@ -172,6 +181,22 @@ def test_an_observation_that_is_told_again_counts_once(pen: Pen, store: Store) -
     ]
 
 
+@pytest.mark.parametrize("cut", [1, 4])
+def test_the_word_that_knows_the_end_stands_whenever_it_comes(pen: Pen, store: Store, cut: int) -> None:
+    begun, failed = ran(7, 1, known=False), ran(7, 1, sqlstate="57014")
+    for one in (begun, failed, begun, ran(7, 1)):  # a collector that began anew says what it said, and less at first
+        pen.write("c", 1, one)
+    pen.write("c", 1, ran(7, 2, known=False), ran(8, 1, known=False))
+    for number in range(0, len(pen.frames), cut):
+        ingest(store, pen.frames[number : number + cut])
+    found = rows(store, "select session_id, sequence, sqlstate, outcome_known from observed_statements order by all")
+    assert [tuple(row.values()) for row in found] == [
+        ("6b02d1c3.7", 1, "57014", True),
+        ("6b02d1c3.7", 2, "", False),
+        ("6b02d1c3.8", 1, "", False),
+    ]
+
+
 def started(at_us: int, resumed_us: int = 0) -> WitnessStarted:
     return WitnessStarted(at_us, "log", "log", SERVER, ("shop",), "statements", "1", resumed_us)
 
@@ -268,6 +293,8 @@ def test_the_tables_do_not_depend_on_how_the_log_is_cut(tmp_path: Path, pen: Pen
             ("c", SessionUnobserved(at_us, "log", SERVER, f"6b02d1c3.{session:x}")),
             ("c", ran(session, chance.randrange(12))),
             ("c", ran(session, chance.randrange(12), witness="probe")),
+            ("c", ran(session, chance.randrange(12), known=False)),
+            ("c", ran(session, chance.randrange(12), sqlstate="22012")),
             ("c", reported(at_us, seeing=chance.random() < 0.5, observed=number)),
             ("c", WitnessBlinded(at_us, "log", "log", SERVER, at_us - 1, f"r{number}")),
             ("c", WitnessRestored(at_us, "log", "log", SERVER, at_us - 1 - chance.randrange(4) * SECOND)),
@@ -279,7 +306,7 @@ def test_the_tables_do_not_depend_on_how_the_log_is_cut(tmp_path: Path, pen: Pen
             pen.write("c", boot, WitnessStopped(at_us, "log", "log", SERVER))
             boot += 1
             pen.write("c", boot, started(at_us + 1))
-        for writer, event in chance.sample(events, 4):
+        for writer, event in chance.sample(events, 6):
             pen.write(writer, boot if writer == "c" else 1, event)
     whole = Store.open(AnalyticsSettings(tmp_path / "whole"))
     pieces = Store.open(AnalyticsSettings(tmp_path / "pieces"))
