@@ -6,8 +6,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 TESTS ?= tests
 
-.PHONY: up test all-tests kafka keycloak bpf wheel postgres-versions check format lint types contracts promises bench bench-backbone bench-collect bench-metrics bench-detect clean
-.PHONY: up test all-tests kafka keycloak bpf wheel postgres-versions check format lint types contracts promises bench bench-backbone bench-metrics bench-desk clean
+.PHONY: up test all-tests kafka keycloak bpf wheel postgres-versions check format lint types contracts promises bench bench-backbone bench-collect bench-metrics bench-detect bench-desk bench-witness clean
 
 up: $(VENV)/runtime
 	@$(BIN)/pgwarden up $(ARGS)
@@ -99,7 +98,6 @@ bench-detect: $(VENV)/development
 bench-backbone: $(VENV)/development
 	@$(BIN)/python -m bench.backbone $(ARGS)
 
-.PHONY: bench-witness
 bench-witness: $(VENV)/development bpf
 	@$(BIN)/python -m bench.witness $(ARGS)
 
