@@ -1,15 +1,16 @@
-"""One house and one browser for all tests of the pages."""
+"""One house for all tests of the pages, and a browser for each file of them."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import BrowserContext, Dialog, Request, expect, sync_playwright
 
-from tests.dashboards.house import CHROMIUM, FLAGS, Gateway, House, Screen, standing
+from tests.dashboards.house import CHROMIUM, FLAGS, WAIT_MS, Gateway, House, Screen, standing
 
 
 @pytest.fixture(scope="session")
@@ -25,8 +26,10 @@ def gateway(house: House) -> Iterator[Gateway]:
     made.close()
 
 
-@pytest.fixture(scope="session")
-def browser() -> Iterator[BrowserContext]:
+@pytest.fixture(scope="module")
+def browser(needs: Callable[[str, bool], None]) -> Iterator[BrowserContext]:
+    """Ends with its file: for as long as its driver runs, no test in this process can run a loop of its own."""
+    needs("chromium", Path(CHROMIUM).exists())
     with sync_playwright() as playwright, tempfile.TemporaryDirectory(prefix="pgwarden-browser-") as profile:
         context = playwright.chromium.launch_persistent_context(
             profile,
@@ -36,18 +39,18 @@ def browser() -> Iterator[BrowserContext]:
             viewport={"width": 1440, "height": 1000},
             timezone_id="Asia/Kolkata",
         )
-        context.set_default_timeout(15_000)
-        expect.set_options(timeout=15_000)  # a page takes a tenth of it; two busy cores take what they like
+        context.set_default_timeout(WAIT_MS)
+        expect.set_options(timeout=WAIT_MS)
         yield context
         context.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def warm(house: House, browser: BrowserContext) -> None:
     """The first page that a dashboard shows waits for what Python has to import, on two busy cores longer than any other."""
     page = browser.new_page()
     page.goto(house.url)
-    page.locator(".st-key-figures .strip").wait_for(timeout=60_000)
+    page.locator(".st-key-figures .strip").wait_for(timeout=3 * WAIT_MS)
     page.close()
 
 

@@ -7,7 +7,7 @@ from playwright.sync_api import expect
 
 from tests.dashboards.house import House, Screen
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def test_a_finding_that_is_not_there_is_said(house: House, screen: Screen) -> None:

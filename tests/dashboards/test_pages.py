@@ -10,7 +10,7 @@ from dashboards import sql_examples
 from tests import broker as brokers
 from tests.dashboards.house import ACCESS_WORD, ALICE, RECORDS, Gateway, House, Screen, end, now_us
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def test_now_shows_who_is_connected_and_what_was_refused(house: House, gateway: Gateway, screen: Screen) -> None:
@@ -337,6 +337,7 @@ def test_sql_is_asked_and_its_answer_is_a_table_and_a_chart(house: House, gatewa
     house.agent("asked-about")
     gateway.record()
     screen.open("/sql")
+    expect(screen.page.get_by_role("button", name="Run")).to_be_visible()  # it is pressed by the keyboard
     screen.page.get_by_label("SELECT").fill("select '<b>bold</b>' as text, 1000 + i as n from range(3) r(i)")
     screen.page.keyboard.press("Control+Enter")
     answer = screen.table("answer")

@@ -7,7 +7,7 @@ from playwright.sync_api import expect
 
 from tests.dashboards.house import Gateway, House, Screen
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def test_a_session_is_replayed_moment_by_moment(house: House, gateway: Gateway, screen: Screen) -> None:

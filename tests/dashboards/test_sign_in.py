@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from tests.dashboards.house import Gateway, House
+from tests.dashboards.house import WAIT_MS, Gateway, House
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def somebody(browser: BrowserContext) -> Iterator[Page]:
     whole = browser.browser
     assert isinstance(whole, Browser)
     context = whole.new_context(viewport={"width": 1280, "height": 900})
-    context.set_default_timeout(15_000)
+    context.set_default_timeout(WAIT_MS)
     yield context.new_page()
     context.close()
 
