@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Final, Literal, TypeAlias, get_args
+from typing import Final
 
 import msgspec
 
@@ -35,12 +35,8 @@ from ingest.events import (
     WitnessRestored,
 )
 from ingest.frames import TOPIC_OF, event_id
+from pgwarden.webhook_kinds import KINDS, SEVERITIES, Kind, Severity
 
-Kind: TypeAlias = Literal["findings", "kills", "revocations", "blindness"]
-Severity: TypeAlias = Literal["info", "warning", "critical"]
-
-KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
-SEVERITIES: Final[tuple[Severity, ...]] = get_args(Severity)  # least first
 CONTENT_TYPE: Final = "application/cloudevents+json"
 TEXT_CHARACTERS_MAX: Final = 2_000  # of one field; what is longer can be read in the record
 ITEMS_MAX: Final = 50  # of one list; a receiver is told what happened, and where to look

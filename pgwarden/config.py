@@ -24,12 +24,12 @@ from identity.settings import rules as issuer_rules
 from ingest.events import Rule, Scope
 from ingest.settings import PARTITIONS, KafkaSettings, RelaySettings, Sasl
 from pgwarden import settings
-from pgwarden.cloud_events import KINDS, SEVERITIES, Kind, Severity
 from pgwarden.config_file import ConfigInvalid, Problem, Report, Table, parse, read
 from pgwarden.printable import printable
 from pgwarden.references import Secret
 from pgwarden.small_files import Content, Unreadable, content, reason_of
 from pgwarden.webhook_attempts import SECRET_BYTES_MAX, SECRET_BYTES_MIN, signing_key
+from pgwarden.webhook_kinds import KINDS, SEVERITIES, Kind, Severity
 
 __all__ = ["ConfigInvalid", "Problem", "load", "loads"]
 

@@ -10,7 +10,7 @@ from typing import Final
 from analytics.settings import ReconcileSettings
 from identity.settings import IssuerRules
 from ingest.settings import PARTITIONS, KafkaSettings, RelaySettings
-from pgwarden.cloud_events import KINDS
+from pgwarden.webhook_kinds import KINDS
 
 # Limits on the file itself. A fleet of 1,000 agents with three grants each takes about 500 KB.
 FILE_BYTES_MAX: Final = 1 << 20

@@ -28,8 +28,9 @@ from ingest.events import (
     StatementDenied,
     WitnessBlinded,
 )
-from pgwarden.cloud_events import ITEMS_MAX, KINDS, TEXT_CHARACTERS_MAX, CloudEvent, cloud_event, is_wanted, topics
+from pgwarden.cloud_events import ITEMS_MAX, TEXT_CHARACTERS_MAX, CloudEvent, cloud_event, is_wanted, topics
 from pgwarden.webhook_attempts import Failed, Taken, headers, outcome, pause_seconds, signing_key
+from pgwarden.webhook_kinds import KINDS
 from tests.ingest.test_events import specimen
 
 KILLED = SessionKilled(1_790_000_000_123_456, "s-1", "reporter", "agent revoked", 1, 2, 3, 4, 77, "odd")
