@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import os
 import secrets
@@ -92,26 +93,27 @@ def postgres() -> Iterator[Postgres]:
         shutil.rmtree(home)
 
 
-@pytest.fixture
-def database(postgres: Postgres) -> Iterator[Database]:
-    """A fresh database and its role; both are gone after the test, with every session still open in them."""
+@contextlib.contextmanager
+def fresh_database(host: str, port: int, superuser: str, superuser_password: str) -> Iterator[Database]:
+    """A fresh database and its role on this server; both are gone afterwards, with every session still open in them."""
     tag = secrets.token_hex(4)
     made = Database(
-        host=postgres.host,
-        port=postgres.port,
+        host=host,
+        port=port,
         name=f"shop_{tag}",
         role=f"app_{tag}",
         password=secrets.token_urlsafe(18),
-        superuser=postgres.superuser,
-        superuser_password=postgres.password,
+        superuser=superuser,
+        superuser_password=superuser_password,
     )
     name, role = sql.Identifier(made.name), sql.Identifier(made.role)
-    with psycopg.connect(postgres.dsn("postgres"), autocommit=True) as connection:
+    server = psycopg.conninfo.make_conninfo(made.superuser_dsn, dbname="postgres")
+    with psycopg.connect(server, autocommit=True) as connection:
         connection.execute(sql.SQL("CREATE DATABASE {}").format(name))
         connection.execute(
             sql.SQL("CREATE ROLE {} LOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE PASSWORD {}").format(role, sql.Literal(made.password))
         )
-    with psycopg.connect(postgres.dsn(made.name), autocommit=True) as connection:
+    with psycopg.connect(made.superuser_dsn, autocommit=True) as connection:
         connection.execute(TABLES)
         for grant in (
             "CREATE SCHEMA app AUTHORIZATION {}",
@@ -124,9 +126,15 @@ def database(postgres: Postgres) -> Iterator[Database]:
     try:
         yield made
     finally:
-        with psycopg.connect(postgres.dsn("postgres"), autocommit=True) as connection:
+        with psycopg.connect(server, autocommit=True) as connection:
             connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(name))
             connection.execute(sql.SQL("DROP ROLE {}").format(role))
+
+
+@pytest.fixture
+def database(postgres: Postgres) -> Iterator[Database]:
+    with fresh_database(postgres.host, postgres.port, postgres.superuser, postgres.password) as made:
+        yield made
 
 
 @pytest.fixture
