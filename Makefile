@@ -44,6 +44,14 @@ $(VENV)/keycloak/built-$(KEYCLOAK_VERSION): | $(VENV)/runtime
 	@rm -rf $(VENV)/keycloak.new
 	@touch $@
 
+# PostgreSQL's own regression tests, 23 MB from Debian's archive of sources. Without them that test is skipped.
+.PHONY: pg-regress
+pg-regress: $(VENV)/pg_regress/parallel_schedule
+
+$(VENV)/pg_regress/parallel_schedule: tests/pg_regress/fetch.sh | $(VENV)/runtime
+	@tests/pg_regress/fetch.sh "$(abspath $(VENV)/pg_regress)"
+	@touch $@
+
 # The program that `pgwarden witness` loads, for both architectures: bytes of no machine, so clang makes either on any.
 BPF := ingest/collectors/ebpf
 BPF_ARCHS ?= x86 arm64
