@@ -21,7 +21,7 @@ from psycopg import sql
 
 from tests.conftest import Database
 from tests.system import test_reconciliation
-from tests.system.test_reconciliation import BOB, House
+from tests.system.house import BOB, House
 
 TESTS = Path(sys.prefix) / "pg_regress"  # `make pg-regress`
 PROGRAMS = Path("/usr/lib/postgresql/15")
