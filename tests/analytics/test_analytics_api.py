@@ -20,7 +20,7 @@ from identity.operators import Operator
 from identity.refusal import Refusal
 from ingest.events import AllReinstated, AllRevoked
 from ingest.log.segments import SegmentLog
-from tests.analytics.scenario import MINUTE, START_US, Writer
+from tests.analytics.scenario import MINUTE, OBSERVED, START_US, Writer
 from tests.analytics.test_projections import ingest_all
 
 IDLE_LAG = Lag(0, 0.0, 0, 0, 1, True, "", "")
@@ -301,5 +301,14 @@ async def test_coverage_tells_how_far_log_and_tables_are(api: httpx.AsyncClient)
         "next": None,
         "topics": [{"topic": "witness", "partition": 0, "log_offset": 9, "table_offset": 7, "behind": 2}],
     }
-    for path in ("/v1/coverage/gaps", "/v1/observations/sessions", "/v1/observations/statements?session_id=1.1", "/v1/sources"):
+    for path in ("/v1/coverage/gaps", "/v1/observations/statements?session_id=1.1"):
         assert (await api.get(path)).json() == {"items": [], "next": None}, path
+
+
+async def test_what_a_collector_saw_and_what_may_go_round_the_gateway_is_listed(api: httpx.AsyncClient) -> None:
+    (session,) = (await api.get("/v1/observations/sessions")).json()["items"]
+    assert (session["session_id"], session["witnesses"], session["verdict"]) == (OBSERVED, ["shop-log"], "pending")
+    statements = (await api.get(f"/v1/observations/statements?session_id={OBSERVED}")).json()["items"]
+    assert [statement["text"] for statement in statements] == ["SELECT 1", "SELECT * FROM orders"]
+    (source,) = (await api.get("/v1/sources")).json()["items"]
+    assert (source["source"], source["state"]) == ("nightly-backup", "declared")
