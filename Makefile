@@ -114,6 +114,11 @@ bench-metrics: $(VENV)/development
 
 bench-collect: $(VENV)/development
 	@$(BIN)/python -m bench.collect $(ARGS)
+
+.PHONY: bench-reconcile
+bench-reconcile: $(VENV)/development
+	@$(BIN)/python -m bench.reconcile $(ARGS)
+
 bench-desk: $(VENV)/development
 	@$(BIN)/python -m bench.desk $(ARGS)
 

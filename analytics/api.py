@@ -17,6 +17,8 @@ from analytics.health import Tables, dicts
 from analytics.health import health as health_of
 from analytics.inspector import InspectionStatus
 from analytics.queries import QUESTIONS, Answer, Queries, QuestionFailed, QuestionInvalid, described
+from analytics.reconcile import Reconcile
+from analytics.reconciliation.state import COUNTED
 from analytics.runner import Lag, Position
 from analytics.snapshots import Snapshots
 from identity.api import Authenticate, Looked, guarded, looked, operator_of
@@ -169,7 +171,9 @@ def router(
             }
             for place in positions()
         ]
-        return _json({"items": answer.items, "next": answer.next, "topics": topics})
+        figures = next((each.figures for each in inspections() if each.name == Reconcile.name), {})
+        reconciliation = {**dict.fromkeys(COUNTED, 0), **figures} if figures else {}
+        return _json({"items": answer.items, "next": answer.next, "topics": topics, "reconciliation": reconciliation})
 
     @routes.get("/coverage/gaps", summary="What collectors did not see: lost, blind, not looking")
     @needs("viewer")

@@ -119,6 +119,9 @@ class Detection:
         self._frame: Frame | None = None
         self._index = 0
 
+    def status(self) -> dict[str, int]:
+        return {"agents": len(self._state.agents), "findings_in_cooldown": len(self._state.open)}
+
     def encode(self) -> bytes:
         return msgspec.msgpack.encode(self._state)
 

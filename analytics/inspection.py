@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -60,6 +60,10 @@ class Inspection(Protocol):
 
     def tick(self, now_us: int) -> Sequence[Effect]:
         """Called about four times a second, and seldom while the past is read."""
+        ...
+
+    def status(self) -> Mapping[str, int]:
+        """How much it holds and has counted, by names that stay; asked between steps."""
         ...
 
     def encode(self) -> bytes: ...

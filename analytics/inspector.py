@@ -11,8 +11,8 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias, assert_never
 
 from analytics.checkpoints import Checkpoint, read, write
@@ -45,6 +45,7 @@ class InspectionStatus:
     current: bool  # it has seen all that was in the log when the API started
     recorded: int  # effects, since then
     error: str  # why it stands still; "" when all is well
+    figures: Mapping[str, int] = field(default_factory=dict)  # its own, see Inspection.status
 
 
 class Inspector:
@@ -86,6 +87,7 @@ class Inspector:
                 running.current,
                 running.recorded,
                 running.error or self._unreadable or (running.merged.unavailable if running.merged is not None else ""),
+                running.step.status() if running.step is not None else {},
             )
             for running in self._running
         ]
@@ -131,7 +133,7 @@ class Inspector:
 
     async def _inspect(self, running: _Running) -> None:
         step, merged = await self._begin(running)
-        running.merged = merged
+        running.step, running.merged = step, merged
         ends = {place: end for topic in step.topics for place, end in self._log.end_offsets(topic).items()}
         interval_us = self._settings.inspection_tick_ms * 1000
         ticked_us = clock_us = 0
@@ -260,6 +262,7 @@ class _Running:
     def __init__(self, begin: Callable[[], Inspection], name: str) -> None:
         self.begin = begin
         self.name = name
+        self.step: Inspection | None = None
         self.merged: Merged | None = None
         self.current = False
         self.settled = False  # all that was handed out has been stepped over, and its effects are with the recorder

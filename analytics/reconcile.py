@@ -26,7 +26,7 @@ from analytics.reconciliation.sessions import (
     start_and_pid,
 )
 from analytics.reconciliation.state import SECOND, Held, Lane, Own
-from analytics.reconciliation.statements import observe, statement_recorded
+from analytics.reconciliation.statements import observe, observe_early, statement_recorded
 from analytics.reconciliation.witnessed import Witness
 from analytics.settings import ReconcileSettings
 from ingest.collectors.collector import session_id
@@ -113,12 +113,15 @@ class Reconcile:
         self._unordered = self._held.settings.kill_shadow
 
     def status(self) -> dict[str, int]:
-        """How much is held, and what was counted: of sessions and statements, and of what was beyond a limit."""
+        """How much is held, and what was counted since the record began; of COUNTED, what has happened."""
+        state = self._held.state
         return {
-            "gateway_sessions": len(self._held.state.opened),
-            "server_sessions": len(self._held.state.seen),
-            "without_verdict": len(self._held.pending),
-            **self._held.state.counts,
+            "gateway_sessions": len(state.opened),
+            "server_sessions": len(state.seen),
+            "sessions_pending": len(self._held.pending),
+            "statements_waiting": self._held.waiting,
+            "unseen_intervals": sum(len(witness.unseen) for witness in state.witnesses.values()),
+            **state.counts,
         }
 
     def _given_out(self) -> Sequence[Effect]:
@@ -226,6 +229,7 @@ class Reconcile:
         witness.running = False
         for opened in self._held.state.opened.values():
             if opened.connection in witness.connections and (lane := opened.lanes.pop(witness.name, None)) is not None:
+                self._held.waiting -= lane.waiting
                 for ran in lane.recorded:
                     settled(self._held, opened, witness.name, ran, "excused")
 
@@ -265,7 +269,4 @@ class Reconcile:
             return
         seen = self._held.state.seen[key]
         if seen.verdict in ("", "unexplained"):
-            seen.early.append((event.witness, observed))
-            if len(seen.early) > self._held.settings.statements_max:
-                del seen.early[0]
-                self._held.count("statements_beyond_the_limit")
+            observe_early(self._held, seen, event.witness, observed)

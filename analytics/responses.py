@@ -62,6 +62,9 @@ class Responses:
         self._state = _State()
         self._restraints = Restraints()
 
+    def status(self) -> dict[str, int]:
+        return {"answered_within_an_hour": len(self._state.answered_us)}
+
     def encode(self) -> bytes:
         return msgspec.msgpack.encode(self._state)
 

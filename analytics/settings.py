@@ -75,6 +75,7 @@ class ReconcileSettings:
     end_seconds: float = 60.0  # that a session which is over waits for the collector's word of its end
     sessions_max: int = 50_000  # of gateways, and as many of servers; those that ended first are forgotten first
     statements_max: int = 10_000  # of one session that wait for their counterpart, on each side
+    waiting_max: int = 200_000  # the same of all sessions together, each collector's sight of them counted
     texts_max: int = 2_000  # of one session that are remembered
     text_characters_max: int = 1_000  # of a text's start, where a collector has cut it
     findings_per_session_max: int = 50  # of one kind; what is beyond is counted

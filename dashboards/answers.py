@@ -267,6 +267,7 @@ class TopicPlace(msgspec.Struct, frozen=True):
 class Coverage(msgspec.Struct, frozen=True):
     items: tuple[Witness, ...] = ()
     topics: tuple[TopicPlace, ...] = ()
+    reconciliation: dict[str, int] = {}  # by the names of docs/api.md; empty where the API does not say
 
 
 class ObservationGap(msgspec.Struct, frozen=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import streamlit as st
@@ -75,6 +75,8 @@ def _live() -> None:
         reach.trouble(error, "coverage")
         return
     ledger.strip(figures(coverage, gaps, shadows), key="figures")
+    if coverage.reconciliation:
+        ledger.strip(compared(coverage.reconciliation), key="compared")
     ledger.table(
         WITNESS_COLUMNS,
         [witness_row(witness) for witness in coverage.items],
@@ -128,6 +130,24 @@ def figures(coverage: Coverage, gaps: Sequence[ObservationGap], shadows: Sequenc
             "Round the gateway", number(len(shadows)), hint=f"{number(going_on)} of them open now", tone="bad" if shadows else ""
         ),
         Figure("Tables behind", number(behind), "records", hint="of the log", tone="warn" if behind > 10_000 else ""),
+    ]
+
+
+def compared(said: Mapping[str, int]) -> list[Figure]:
+    """What the gateways' record and the collectors' came to when they were laid side by side."""
+    differences = sum(said.get(kind, 0) for kind in ("unaudited", "phantom", "miscounted"))
+    beyond, reached = said.get("statements_beyond_the_limit", 0), said.get("waiting_limit_reached", 0)
+    return [
+        Figure("Statements matched", number(said.get("statements_matched", 0)), hint="record and server agree on what ran"),
+        Figure("Differences", number(differences), hint="each is a finding", tone="bad" if differences else ""),
+        Figure("Waiting", number(said.get("statements_waiting", 0)), hint="for the other side's word"),
+        Figure("Sessions pending", number(said.get("sessions_pending", 0)), hint="without a verdict yet"),
+        Figure(
+            "Beyond a limit",
+            number(beyond),
+            hint=f"not compared; the limit of all was reached {plural(reached, 'time')}",
+            tone="warn" if beyond else "",
+        ),
     ]
 
 

@@ -74,7 +74,13 @@ class Figures:
                 "commits": self._runner.commits.facts(),
             },
             "inspections": {
-                one.name: {"lag_records": one.records, "recorded": one.recorded, "standing": bool(one.error), "error": one.error}
+                one.name: {
+                    "lag_records": one.records,
+                    "recorded": one.recorded,
+                    "standing": bool(one.error),
+                    "error": one.error,
+                    "figures": one.figures,
+                }
                 for one in inspections
             },
             **self._of_tables,

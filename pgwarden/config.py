@@ -304,6 +304,7 @@ class _Reading:
             lateness_seconds=table.number("lateness_seconds", 1.0, 600.0),
             sessions_max=table.whole("sessions_max", 100, 1_000_000),
             statements_max=table.whole("statements_max", 100, 1_000_000),
+            waiting_max=table.whole("waiting_max", 1_000, 10_000_000),
         )
         if chosen.kill_shadow and not collectors:
             table.warning("is true, and there is no [collectors.NAME]: nobody sees a shadow", "write one", "kill_shadow")

@@ -210,6 +210,7 @@ RECONCILE: Final = (
     Setting("lateness_seconds", _RECONCILE.lateness_seconds, "seconds", "The same for one that bears a gateway's name."),
     Setting("sessions_max", _RECONCILE.sessions_max, "sessions", "How many are remembered, of gateways and of servers each."),
     Setting("statements_max", _RECONCILE.statements_max, "statements", "How many of one session wait for their counterpart."),
+    Setting("waiting_max", _RECONCILE.waiting_max, "statements", "How many of all sessions together wait for theirs."),
 )
 
 AGENT: Final = (

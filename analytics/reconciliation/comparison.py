@@ -16,7 +16,10 @@ def pair_heads(held: Held, opened: Opened) -> None:
     """Take off what can only belong together; called whenever one more came."""
     for name, lane in opened.lanes.items():
         if lane.observed:
-            for pair in heads(lane.recorded, lane.observed, _context(held, opened, name)):
+            waited = lane.waiting
+            found = heads(lane.recorded, lane.observed, _context(held, opened, name))
+            held.waiting -= waited - lane.waiting
+            for pair in found:
                 matched(held, opened, lane, pair, name)
 
 
@@ -47,6 +50,7 @@ def compare(held: Held, session: str) -> None:
             before = len(lane.recorded), len(lane.observed)
             context = _context(held, opened, name)
             found = explain(lane.recorded, lane.observed, settled_r, settled_o, context)
+            held.waiting -= sum(before) - lane.waiting
             for one in found:
                 _explained(held, opened, name, lane, one)
             settled_r = max(0, settled_r - (before[0] - len(lane.recorded)))
@@ -186,8 +190,9 @@ def _over(held: Held, opened: Opened, idle: bool) -> bool:
 
 def _drop(held: Held, opened: Opened) -> None:
     for lane in opened.lanes.values():
-        if lane.recorded or lane.observed:
-            held.count("statements_not_compared", len(lane.recorded) + len(lane.observed))
+        if lane.waiting:
+            held.count("statements_not_compared", lane.waiting)
+            held.waiting -= lane.waiting
     # Its name stays for a while: a collector may be behind.
     opened.lanes.clear()
     opened.texts.clear()

@@ -15,6 +15,7 @@ SEVERITY: Final = {
     "unaudited": "critical",
     "phantom": "critical",
     "miscounted": "warning",
+    "unreconciled": "warning",
 }
 """The names under which reconciliation raises findings."""
 
@@ -63,6 +64,32 @@ def find(
             evidence=(opened.event, *events),
             numbers=numbers,
             offsets=tuple(place.partition(" ")[0] for place in places),
+        )
+    )
+
+
+def find_unreconciled(held: Held, place: str, most: Opened | Seen, statements: int, sessions: int) -> None:
+    """Too many waited over all sessions, and `statements` of `sessions` were let go of; `most` had the most of them."""
+    reached = held.state.counts["waiting_limit_reached"]
+    if reached & (reached - 1):  # told each time that it has doubled
+        return
+    agent, session = (most.agent, most.session) if isinstance(most, Opened) else ("", "")
+    whose = f"session {session} of agent {agent}" if session else f"a session of server {place} that no gateway has told of"
+    held.effects.append(
+        FindingRaised(
+            at_us=held.now_us,
+            finding=finding_name("unreconciled", f"{place}/{reached}"),
+            detector="unreconciled",
+            agent=agent,
+            session=session,
+            severity=SEVERITY["unreconciled"],
+            summary=(
+                f"more than {held.settings.waiting_max} statements waited for their counterpart: {statements} of {sessions} "
+                f"sessions are not compared, most of them of {whose}; reached {reached} times so far"
+            ),
+            evidence=(most.event,),
+            numbers=(("statements", float(statements)), ("sessions", float(sessions)), ("reached", float(reached))),
+            offsets=(most.place,),
         )
     )
 

@@ -241,6 +241,9 @@ def _judge_opened(held: Held, key: str, seen: Seen, opened: Opened) -> None:
             _learn_process(held, seen, opened.gateway, opened.boot)
         _verdict(held, key, seen, "audited", opened=opened, reason=f"opened by gateway {opened.gateway}")
     early, seen.early = seen.early, []
+    held.waiting -= len(early)
+    for lane in opened.lanes.values():  # of what was not kept nothing is claimed
+        lane.ignore_us = max(lane.ignore_us, seen.unkept_us)
     for witness, observed in early:
         observe(held, opened, witness, observed)
 
@@ -315,8 +318,9 @@ def _verdict(
     held: Held, key: str, seen: Seen, verdict: Verdict, *, opened: Opened | None = None, source: str = "", reason: str
 ) -> None:
     held.pending.pop(key, None)
-    if verdict not in ("", "unexplained"):
-        seen.early = seen.early if opened is not None else []
+    if verdict not in ("", "unexplained") and opened is None:
+        held.waiting -= len(seen.early)
+        seen.early.clear()
     if seen.verdict == verdict:
         return
     seen.verdict = verdict

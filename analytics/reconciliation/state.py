@@ -17,6 +17,30 @@ from analytics.settings import ReconcileSettings
 from identity.sources import Source, Sources
 
 SECOND: Final = 1_000_000
+COUNTED: Final = (
+    "sessions_seen",
+    "sessions_audited",
+    "sessions_ours",
+    "sessions_declared",
+    "sessions_shadow",
+    "sessions_hijacked",
+    "sessions_unexplained",
+    "statements_seen",
+    "statements_matched",
+    "unaudited",
+    "phantom",
+    "miscounted",
+    "never_began",
+    "statements_not_seen_by_one",
+    "statements_not_compared",
+    "statements_beyond_the_limit",
+    "statements_passed_over",
+    "waiting_limit_reached",
+    "texts_forgotten",
+    "live_sessions_forgotten",
+    "own_backends_forgotten",
+)
+"""All that is counted, by the names that GET /v1/coverage tells."""
 
 
 @dataclass(slots=True)
@@ -30,6 +54,10 @@ class Lane:
     ignore_us: int = 0  # what it saw up to then was beyond the limit
     begun: dict[int, Recorded] = field(default_factory=dict)  # matched by a begin alone: the end may be told later
     unaudited: dict[str, int] = field(default_factory=dict)  # by digest, so that two collectors name the same one alike
+
+    @property
+    def waiting(self) -> int:
+        return len(self.recorded) + len(self.observed)
 
 
 @dataclass(slots=True)
@@ -98,6 +126,7 @@ class Seen:
     finding: str = ""
     ordered: bool = False
     early: list[tuple[str, Observed]] = field(default_factory=list)  # what it ran, before a gateway's word of it
+    unkept_us: int = 0  # the newest of what was not kept of that
 
 
 @dataclass(slots=True)
@@ -129,6 +158,7 @@ class Held:
         self.busy: dict[str, None] = {}  # sessions of gateways with something to be explained
         self.effects: list[Effect] = []  # that were not given out
         self.now_us = 0
+        self.waiting = 0  # statements, over all lanes and all that is early; whoever adds or takes off says so
 
     def encode(self) -> bytes:
         self.state.sources = list(self.sources.all.values())
@@ -147,6 +177,8 @@ class Held:
         self.sources = Sources(self.state.sources)
         self.pending = dict.fromkeys(key for key, seen in self.state.seen.items() if not seen.verdict)
         self.busy = dict.fromkeys(self.state.opened)
+        self.waiting = sum(lane.waiting for opened in self.state.opened.values() for lane in opened.lanes.values())
+        self.waiting += sum(len(seen.early) for seen in self.state.seen.values())
 
     def count(self, what: str, more: int = 1) -> None:
         self.state.counts[what] = self.state.counts.get(what, 0) + more
@@ -191,6 +223,7 @@ class Held:
                 if not opened.closed_us:
                     self.count("live_sessions_forgotten")
                 self.state.forgotten_us = max(self.state.forgotten_us, opened.at_us)
+                self.waiting -= sum(lane.waiting for lane in opened.lanes.values())
                 del self.state.opened[opened.session]
                 self.state.by_place.pop(f"{opened.connection}/{opened.session_id}", None)
                 self.busy.pop(opened.session, None)
@@ -198,6 +231,7 @@ class Held:
             gone = sorted(
                 self.state.seen.items(), key=lambda item: (not item[1].ended_us, item[1].ended_us or item[1].at_us, item[0])
             )
-            for key, _ in gone[: len(self.state.seen) - most]:
+            for key, seen in gone[: len(self.state.seen) - most]:
+                self.waiting -= len(seen.early)
                 del self.state.seen[key]
                 self.pending.pop(key, None)

@@ -7,7 +7,8 @@ from typing import Final, TypeAlias, assert_never
 
 from analytics.reconciliation.alignment import Observed, Pair, Recorded, Text, agrees
 from analytics.reconciliation.comparison import matched, pair_heads, settled
-from analytics.reconciliation.state import SECOND, Held, Lane, Opened
+from analytics.reconciliation.findings import find_unreconciled
+from analytics.reconciliation.state import SECOND, Held, Lane, Opened, Seen
 from ingest.collectors.collector import digest
 from ingest.events import OutcomeResolved, StatementDefined, StatementDenied, StatementFinished, StatementStarted
 
@@ -50,10 +51,12 @@ def _started(held: Held, event: StatementStarted, opened: Opened, place: str) ->
     ran = Recorded(event.execution, event.statement, event.at_us, place, runs, bool(event.continues))
     opened.open[event.execution] = ran
     opened.waiting[event.execution] = list(opened.lanes)
+    held.busy[opened.session] = None
     for name, lane in opened.lanes.items():
         lane.recorded.append(ran)
+        held.waiting += 1
         _bound(held, opened, name, lane)
-    held.busy[opened.session] = None
+    _bound_together(held)
 
 
 def _finished(held: Held, event: StatementFinished, opened: Opened) -> None:
@@ -80,16 +83,21 @@ def _resolved(held: Held, event: OutcomeResolved, opened: Opened) -> None:
 
 def observe(held: Held, opened: Opened, witness: str, observed: Observed) -> None:
     lane = opened.lanes.get(witness)
-    if lane is None or observed.at_us <= lane.ignore_us:
+    if lane is None:
+        return
+    if observed.at_us <= lane.ignore_us:
+        held.count("statements_passed_over")
         return
     if observed.sequence <= lane.newest:
         _told_again(held, opened, lane, observed)
         return
     lane.newest = observed.sequence
     lane.observed.append(observed)
-    _bound(held, opened, witness, lane)
+    held.waiting += 1
     held.busy[opened.session] = None
+    _bound(held, opened, witness, lane)
     pair_heads(held, opened)
+    _bound_together(held)
 
 
 def _told_again(held: Held, opened: Opened, lane: Lane, observed: Observed) -> None:
@@ -104,14 +112,66 @@ def _told_again(held: Held, opened: Opened, lane: Lane, observed: Observed) -> N
         matched(held, opened, lane, Pair((ran,), observed, agrees((ran,), observed)))
 
 
+def observe_early(held: Held, seen: Seen, witness: str, observed: Observed) -> None:
+    """What a session ran of which no gateway has told yet."""
+    seen.early.append((witness, observed))
+    held.waiting += 1
+    if len(seen.early) > held.settings.statements_max:
+        _, oldest = seen.early.pop(0)
+        seen.unkept_us = max(seen.unkept_us, oldest.at_us)
+        held.waiting -= 1
+        held.count("statements_beyond_the_limit")
+    _bound_together(held)
+
+
+# -- limits ----------------------------------------------------------------------------------------------------------------------
+
+
 def _bound(held: Held, opened: Opened, witness: str, lane: Lane) -> None:
-    """What is beyond the limit is left out on both sides, counted, and nothing is claimed of that time."""
     most = held.settings.statements_max
-    if len(lane.recorded) <= most and len(lane.observed) <= most:
-        return
-    held.count("statements_beyond_the_limit", len(lane.recorded) + len(lane.observed))
+    if len(lane.recorded) > most or len(lane.observed) > most:
+        _let_go(held, opened, witness, lane)
+
+
+def _let_go(held: Held, opened: Opened, witness: str, lane: Lane) -> None:
+    """What is beyond the limit is left out on both sides, counted, and nothing is claimed of that time."""
+    held.count("statements_beyond_the_limit", lane.waiting)
+    held.waiting -= lane.waiting
     for ran in lane.recorded:
         settled(held, opened, witness, ran, "excused")
     lane.ignore_us = held.now_us + SECOND
     lane.recorded.clear()
     lane.observed.clear()
+
+
+def _let_go_early(held: Held, seen: Seen) -> None:
+    held.count("statements_beyond_the_limit", len(seen.early))
+    held.waiting -= len(seen.early)
+    seen.unkept_us = held.now_us + SECOND
+    seen.early.clear()
+
+
+def _bound_together(held: Held) -> None:
+    """Where too many wait over all sessions, those with the most are let go of: who floods makes us blind for itself alone."""
+    most = held.settings.waiting_max
+    if held.waiting <= most:
+        return
+    crowds: list[tuple[int, str, Opened | Seen]] = []
+    for session in held.busy:
+        opened = held.state.opened[session]
+        if waiting := sum(lane.waiting for lane in opened.lanes.values()):
+            crowds.append((waiting, f"{opened.connection}/{opened.session_id}", opened))
+    crowds += [(len(seen.early), key, seen) for key, seen in held.state.seen.items() if seen.early]
+    crowds.sort(key=lambda one: (-one[0], one[1]))
+    before, sessions = held.waiting, 0
+    for _, _, crowd in crowds:
+        if held.waiting <= most * 3 // 4:  # room for many, so that this is not done for each one that comes
+            break
+        sessions += 1
+        if isinstance(crowd, Seen):
+            _let_go_early(held, crowd)
+            continue
+        for witness, lane in crowd.lanes.items():
+            _let_go(held, crowd, witness, lane)
+    held.count("waiting_limit_reached")
+    find_unreconciled(held, crowds[0][1], crowds[0][2], before - held.waiting, sessions)

@@ -11,15 +11,19 @@ from fastapi import FastAPI
 
 from analytics.api import router
 from analytics.guarded_sql import GuardedSql
+from analytics.inspector import InspectionStatus
 from analytics.queries import QUESTIONS, Queries
+from analytics.reconcile import Reconcile
+from analytics.reconciliation.state import COUNTED
 from analytics.runner import Lag, Position
-from analytics.settings import AnalyticsSettings
+from analytics.settings import AnalyticsSettings, ReconcileSettings
 from analytics.snapshots import Snapshots
 from analytics.store import Store
 from identity.operators import Operator
 from identity.refusal import Refusal
 from ingest.events import AllReinstated, AllRevoked
 from ingest.log.segments import SegmentLog
+from tests.analytics.reconcile_world import World as History
 from tests.analytics.scenario import MINUTE, OBSERVED, START_US, Writer
 from tests.analytics.test_projections import ingest_all
 
@@ -43,6 +47,7 @@ class World:
         self.asked = 0
         self.lag = IDLE_LAG
         self.positions = [Position("witness", 0, 9, 7)]
+        self.inspections: list[InspectionStatus] = []
 
     async def statuses(self) -> Sequence[Mapping[str, object]]:
         self.asked += 1
@@ -67,7 +72,16 @@ async def api(store: Store, told: AnalyticsSettings, world: World) -> AsyncItera
     app = FastAPI()
     snapshots = Snapshots(store, told)
     app.include_router(
-        router(queries, guarded, snapshots, authenticate, world.statuses, lambda: world.lag, positions=lambda: world.positions)
+        router(
+            queries,
+            guarded,
+            snapshots,
+            authenticate,
+            world.statuses,
+            lambda: world.lag,
+            inspections=lambda: world.inspections,
+            positions=lambda: world.positions,
+        )
     )
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://api", headers={"Authorization": "Bearer right"}) as client:
@@ -294,12 +308,30 @@ async def test_why_no_snapshot_could_be_taken_is_said(api: httpx.AsyncClient, to
     assert (answer.status_code, "no snapshot was taken" in answer.text) == (503, True)
 
 
+async def test_coverage_tells_what_reconciliation_has_compared_and_every_figure_has_a_line_in_the_documents(
+    api: httpx.AsyncClient, world: World
+) -> None:
+    step = Reconcile(ReconcileSettings())
+    for at_us, record, frame in History(1, sessions=3).frames():
+        step.step(record, frame, at_us)
+        step.tick(at_us)
+    world.inspections = [InspectionStatus("detectors", 0, True, 0, "", {"agents": 2})]
+    world.inspections += [InspectionStatus(step.name, 0, True, 0, "", step.status())]
+    figures = (await api.get("/v1/coverage")).json()["reconciliation"]
+    assert figures["statements_matched"] > 10
+    assert (figures["gateway_sessions"], figures["sessions_audited"], figures["sessions_shadow"]) == (3, 3, 0)
+    documented = (Path(__file__).parents[2] / "docs" / "api.md").read_text("utf-8")
+    assert [name for name in figures if f"| `{name}` |" not in documented] == []
+    assert set(COUNTED) < set(figures)
+
+
 async def test_coverage_tells_how_far_log_and_tables_are(api: httpx.AsyncClient) -> None:
     answer = (await api.get("/v1/coverage")).json()
     assert answer == {
         "items": [],
         "next": None,
         "topics": [{"topic": "witness", "partition": 0, "log_offset": 9, "table_offset": 7, "behind": 2}],
+        "reconciliation": {},
     }
     for path in ("/v1/coverage/gaps", "/v1/observations/statements?session_id=1.1"):
         assert (await api.get(path)).json() == {"items": [], "next": None}, path

@@ -49,6 +49,9 @@ class Counting:
     def tick(self, now_us: int) -> Sequence[Effect]:
         return ()
 
+    def status(self) -> dict[str, int]:
+        return {"count": self.count}
+
     def encode(self) -> bytes:
         return msgspec.msgpack.encode((self.count, self.order))
 
