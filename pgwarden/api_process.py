@@ -8,7 +8,7 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, get_args
 
@@ -68,6 +68,7 @@ FIRST_AGENTS_RETRY_SECONDS: Final = 1.0
 ALONE_RETRY_SECONDS: Final = 0.25  # after the log was not available
 CONNECTIONS_MAX: Final = 256  # people, their scripts and one dashboard
 SHUTDOWN_SECONDS_MAX: Final = 3  # for answers that are under way; the supervisor kills after 8
+LAST_WORDS_SECONDS_MAX: Final = 2  # for the tables to hold what was recorded until then
 STATUS_SECONDS_MAX: Final = 1.5  # for a gateway's answer; the health of the others must not wait longer
 APPLIED_SECONDS_MAX: Final = 0.4  # for its word on identities; whoever revokes waits for an answer
 AGENT_OF_SECONDS_MAX: Final = 1.0  # for the tables to say whose a session is; a revocation must not wait for them
@@ -103,7 +104,6 @@ async def _run(config: Config) -> int:
             recorder = Recorder(log, WRITER, boot, RecorderSettings())
             closing.push_async_callback(recorder.close)
             looks = LookRecorder(recorder, now_us)
-            closing.callback(looks.close)
             registrar = Registrar(Registry(), recorder, known(config), now_us)
             read = await catch_up(log, registrar)
             keys = JwksCache()
@@ -166,11 +166,19 @@ async def _run(config: Config) -> int:
             status = await serve_status(config.state / API_SOCKET_FILE, figures.status)
             closing.callback(status.close)
             _log.info("the API is at http://%s:%s", *listening.getsockname()[:2])
-            return await _until(stop, tasks, server)
+
+            async def last_words() -> None:
+                looks.close()
+                await recorder.close()
+                await runner.caught_up()
+
+            return await _until(stop, tasks, server, last_words)
 
 
-async def _until(stop: asyncio.Event, tasks: set[asyncio.Task[None]], server: uvicorn.Server) -> int:
-    """Wait for a signal, or for the first part that fails; then end the server, and after it the rest."""
+async def _until(
+    stop: asyncio.Event, tasks: set[asyncio.Task[None]], server: uvicorn.Server, last_words: Callable[[], Awaitable[None]]
+) -> int:
+    """Wait for a signal, or for the first part that fails; then end the server, the rest, and the runner when the last is told."""
     stopping = asyncio.get_running_loop().create_task(stop.wait(), name="signal")
     running = set(tasks)
     status = 0
@@ -184,11 +192,19 @@ async def _until(stop: asyncio.Event, tasks: set[asyncio.Task[None]], server: uv
         if status:
             break
     server.should_exit = True
-    for task in running:
+    runners = {task for task in running if task.get_name() == "runner"}
+    for task in running - runners:
         if task.get_name() != "server":
             task.cancel()
     stopping.cancel()
-    await asyncio.wait({stopping, *tasks}, timeout=SHUTDOWN_SECONDS_MAX + 1)
+    await asyncio.wait({stopping, *tasks} - runners, timeout=SHUTDOWN_SECONDS_MAX + 1)
+    if runners:
+        with contextlib.suppress(TimeoutError, LogUnavailable):
+            async with asyncio.timeout(LAST_WORDS_SECONDS_MAX):
+                await last_words()
+    for task in runners:
+        task.cancel()
+    await asyncio.wait({*tasks}, timeout=1)
     return status
 
 

@@ -168,6 +168,14 @@ async def _await_for(predicate: Callable[[], T | Awaitable[T]], seconds: float =
         await asyncio.sleep(0.01)
 
 
+@pytest.fixture(autouse=True)
+def _umask() -> Iterator[None]:
+    """A process of pgwarden closes its files to others; in a test that runs its command here, that must end with the test."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
 @pytest.fixture
 def wait_for() -> Callable[..., object]:
     """`wait_for(predicate, seconds)` returns the predicate's first true answer, or fails the test; it blocks the thread."""

@@ -139,9 +139,11 @@ class House:
         subprocess.run(["/bin/kill", "-TERM", str(status_of(self.folder / "state/run/api.sock", 5.0)["pid"])], check=True)
 
     def counts(self) -> dict[str, int]:
-        """What the step of reconciliation had counted when its state was last kept."""
-        (folder,) = (self.folder / "state").glob("**/inspections")
-        found = read(str(folder / "reconcile.state"))
+        """What the step of reconciliation had counted when its state was last kept; nothing before it first was."""
+        kept = next((self.folder / "state").glob("**/inspections/reconcile.state"), None)
+        if kept is None:
+            return {}
+        found = read(str(kept))
         assert isinstance(found, Checkpoint)
         step = Reconcile(ReconcileSettings())
         step.restore(found.state)

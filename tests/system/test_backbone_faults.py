@@ -219,7 +219,9 @@ def test_a_broker_that_is_killed_or_stands_still_loses_nothing_and_stops_nobody(
 
     # And the checker is worth its word on this evidence too.
     statements = list(evidence.log["statements"])
-    without_a_frame = dataclasses.replace(evidence, log={**evidence.log, "statements": statements[:5] + statements[6:]})
+    lost = statements[5][1]  # and its repetition, if the broker's answer was lost
+    others = [(record, frame) for record, frame in statements if frame != lost]
+    without_a_frame = dataclasses.replace(evidence, log={**evidence.log, "statements": others})
     assert violations(without_a_frame)
     stray = dataclasses.replace(evidence, ran=[*evidence.ran, Ran(0, 1, 1, "SELECT 'm:agent-1.never.1'")])
     assert violations(stray)
@@ -229,8 +231,7 @@ def test_a_broker_that_is_killed_or_stands_still_loses_nothing_and_stops_nobody(
     house.quiet()
     house.topology.stop("api")
     rebuilt = json.loads(house.topology.run("rebuild", "-c", str(house.topology.file("api")), "--json"))
-    different = {table["table"] for table in rebuilt["tables"] if table["before"] != "equal"}
-    assert different <= {"looks", "offsets", "writers"}, rebuilt  # who looked how often is said last of all
+    assert rebuilt["equal"], rebuilt
 
 
 @pytest.fixture
