@@ -27,6 +27,7 @@ from ingest.log import Record
 _ARROW: Final[Mapping[str, pa.DataType]] = {
     "VARCHAR": pa.string(),
     "BIGINT": pa.int64(),
+    "BOOLEAN[]": pa.list_(pa.bool_()),
     "VARCHAR[]": pa.list_(pa.string()),
     "BIGINT[]": pa.list_(pa.int64()),
 }

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import subprocess
 import sys
@@ -8,13 +9,19 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
+from analytics.projections.schema import STAGES
 from analytics.rebuild import WorkerDied, rebuild
+from analytics.rebuild_lines import Task
+from analytics.rebuild_worker import stage
 from analytics.settings import AnalyticsSettings
+from analytics.staging import staged
 from analytics.store import Store, TablesBusy
 from bench import history
 from ingest.events import TOPICS, StatementFinished, StatementParameters
+from ingest.frames import decode
 from ingest.log import Entry, LogCorrupt
 from ingest.log.segments import SegmentLog
 from ingest.settings import LogSettings
@@ -99,6 +106,20 @@ async def test_workers_make_the_tables_that_one_process_makes(tmp_path: Path, lo
     assert together.sums["missing_frames"].rows == 1
     assert together.sums["executions"].rows > 2_900
     assert not (tmp_path / "other" / "staged").exists()
+
+
+async def test_a_worker_stages_every_row_that_one_process_stages(tmp_path: Path, log: SegmentLog) -> None:
+    await story(log)
+    subscription = log.assign({(topic, 0): 0 for topic in TOPICS})
+    records = list(await subscription.poll(10_000, 1.0))
+    subscription.close()
+    told = stage(Task(str(tmp_path), 1, [(r.topic, r.partition, r.offset, r.at_us, r.value) for r in records]))
+    assert told.invalid == ""
+    rows = staged((record, decode(record.value, record.topic)) for record in records)
+    assert told.files.keys() == rows.keys()
+    for name, path in told.files.items():
+        alone = [{column: row.get(column) for column in STAGES[name].columns} for row in rows[name]]
+        assert json.loads(json.dumps(pq.read_table(path).to_pylist())) == json.loads(json.dumps(alone)), name
 
 
 @pytest.mark.slow
