@@ -2,26 +2,33 @@
 
 The driver takes the gateway for a server. Much of what the tests ask is refused, and so most of them fail as tests of PostgreSQL;
 what they are here for is the many thousand texts that nobody of this project has written.
+
+Every kind of collector looks at the same run: what one of them saw and another did not is counted, and must be nothing. Which
+differences one alone would tell, PGWARDEN_PG_REGRESS_BY=log, ebpf or activity shows; PGWARDEN_PG_REGRESS=all runs every file.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import secrets
+import shutil
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
 from psycopg import sql
 
-from tests.conftest import Database
-from tests.system import test_reconciliation
-from tests.system.house import BOB, House
+from tests.conftest import Database, fresh_database
+from tests.ingest.collectors.ebpf import conftest as ebpf_fixtures
+from tests.ingest.collectors.ebpf.servers import Server, copy_of, home
+from tests.ingest.collectors.ebpf.test_witness import Witness
+from tests.system.house import BOB, House, WaitFor, running
 
 TESTS = Path(sys.prefix) / "pg_regress"  # `make pg-regress`
 PROGRAMS = Path("/usr/lib/postgresql/15")
@@ -32,10 +39,87 @@ SOME = (
     "copy copyselect copydml insert_conflict portals portals_p2 transactions prepare prepared_xacts limit returning truncate union",
     "rangetypes multirangetypes strings psql plancache combocid lock namespace arrays rowtypes update delete select_having sequence",
 )  # in about a minute; a line is a group that runs at once
+BY = tuple(os.environ.get("PGWARDEN_PG_REGRESS_BY", "log,ebpf,activity").split(","))
+EYES_PASSWORD = secrets.token_urlsafe(18)
 _COPY = re.compile(r"\\set filename :abs_srcdir '(/data/\w+\.data)'\nCOPY (\w+) FROM :'filename';")
 _WAIT_SECONDS = 120.0
+_CLAIMED_OF_NOBODY = {
+    "statements_not_seen_by_one",
+    "statements_beyond_the_limit",
+    "statements_not_compared",
+    "live_sessions_forgotten",
+}
 
-house = test_reconciliation.house
+bpf = ebpf_fixtures.bpf
+
+
+@pytest.fixture
+def server(request: pytest.FixtureRequest, needs: Callable[[str, bool], None]) -> Iterator[Server]:
+    """On a server of its own, which logs every statement, and whose binary nobody else's server runs."""
+    needs("pg-regress", DRIVER.exists() and (TESTS / "parallel_schedule").exists())
+    if "ebpf" in BY:
+        request.getfixturevalue("bpf")
+    place = home()
+    logged = {
+        "logging_collector": "on",
+        "log_destination": "jsonlog",
+        "log_directory": str(place / "log"),
+        "log_statement": "all",
+        "log_connections": "all",
+        "log_disconnections": "on",
+        "log_replication_commands": "on",
+        "log_timezone": "UTC",
+        "max_connections": "200",
+    }
+    try:
+        with Server(place, copy_of(18, place), **logged) as server:
+            (server.data / "pg_hba.conf").write_text(
+                "host all postgres 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
+            )
+            with psycopg.connect(server.dsn(), autocommit=True) as connection:
+                connection.execute("SELECT pg_reload_conf()")
+                connection.execute(sql.SQL("CREATE ROLE eyes LOGIN PASSWORD {} IN ROLE pg_monitor").format(EYES_PASSWORD))
+            yield server
+    finally:
+        shutil.rmtree(place)
+
+
+@pytest.fixture
+def database(server: Server) -> Iterator[Database]:
+    with fresh_database("127.0.0.1", server.port, "postgres", "") as made:
+        yield made
+
+
+@pytest.fixture
+def house(
+    server: Server,
+    database: Database,
+    tmp_path: Path,
+    wait_for: WaitFor,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[House]:
+    witness = Witness(server)
+    password = tmp_path / "eyes.password"
+    password.touch(0o600)
+    password.write_text(EYES_PASSWORD)
+    paths = {
+        "log": f'path = "{server.home / "log"}"',
+        "ebpf": f'path = "{witness.socket}"',
+        "activity": 'user = "eyes"\npassword = "file:eyes.password"',
+    }
+    collectors = "\n".join(
+        f'[collectors.{kind}]\nkind = "{kind}"\nserver = "main"\nconnections = ["shop"]\ncanary_seconds = 5\n{paths[kind]}'
+        for kind in BY
+    )
+    if "ebpf" in BY:
+        witness.start()
+    try:
+        with running(tmp_path, database, collectors, wait_for, capsys, monkeypatch) as made:
+            yield made
+    finally:
+        if "ebpf" in BY:
+            witness.remove()
 
 
 def _environment(password: str) -> dict[str, str]:
@@ -92,9 +176,8 @@ def _schedule() -> list[str]:
 @pytest.mark.slow
 @pytest.mark.timeout(3_600 if ALL else 900)
 def test_postgresqls_own_tests_leave_no_difference_unexplained(
-    house: House, tmp_path: Path, database: Database, wait_for: Callable[..., object], needs: Callable[[str, bool], None]
+    house: House, tmp_path: Path, database: Database, wait_for: WaitFor
 ) -> None:
-    needs("pg-regress", DRIVER.exists() and (TESTS / "parallel_schedule").exists())
     _set_up(database, tmp_path)
     _register(house, "tester")
     wait_for(lambda: _knows(house, "tester"), 60, "the gateway knows the agent")
@@ -128,6 +211,14 @@ def test_postgresqls_own_tests_leave_no_difference_unexplained(
     assert set(verdicts) <= {"audited", "ours", "declared"}, verdicts
     ran = [one for one in house.get("/v1/statements?decision=allow") if one["outcome"] in ("ok", "error")]
     denied = len(house.get("/v1/statements?decision=deny"))
-    print(f"{files} files, {len(opened)} sessions, {len(ran)} executions, {denied} refused, 0 differences")
     assert len(ran) > 1_000
     assert denied > 500
+    assert [(one["name"], one["lost"], one["reason"]) for one in house.collectors()] == [(kind, 0, "") for kind in BY]
+    house.stop_api()
+    eyes = len([kind for kind in BY if kind != "activity"])  # which looks at sessions alone
+    wait_for(lambda: house.counts().get("statements_matched", 0) > 0.9 * len(ran) * eyes, 60, "they are matched") if eyes else None
+    counts = house.counts()
+    print(f"{files} files, {len(opened)} sessions, {len(ran)} executions, {denied} refused; by {', '.join(BY)}: {counts}")
+    assert not _CLAIMED_OF_NOBODY & set(counts)
+    if not eyes:
+        assert not {"statements_seen", "statements_matched"} & set(counts)
