@@ -20,7 +20,6 @@ from analytics.queries import QUESTIONS, Answer, Queries, QuestionFailed, Questi
 from analytics.reconcile import Reconcile
 from analytics.reconciliation.state import COUNTED
 from analytics.runner import Lag, Position
-from analytics.snapshots import Snapshots
 from identity.api import Authenticate, Looked, guarded, looked, operator_of
 from identity.roles import allows, needs
 
@@ -46,7 +45,6 @@ class SqlBody(BaseModel):
 def router(
     queries: Queries,
     guarded_sql: GuardedSql,
-    snapshots: Snapshots,
     authenticate: Authenticate,
     statuses: GatewayStatuses,
     lag: Callable[[], Lag],
@@ -237,18 +235,6 @@ def router(
                 return Response(answer.body, media_type=MEDIA_TYPES[kind], headers=headers)
             case SqlRefusal():
                 raise HTTPException(_STATUS_OF[answer.kind], answer.reason)
-
-    @routes.post("/snapshots", summary="A copy of the tables as a file on the API's machine")
-    @needs("administrator", look=True)
-    async def snapshot(request: Request) -> Response:
-        looked(request, Looked(question="snapshot", parameters={}))
-        try:
-            taken = await snapshots.take()
-        except OSError as error:
-            raise HTTPException(503, f"no snapshot was taken: {error}") from error
-        return _json(
-            {"path": str(taken.path), "bytes": taken.size_bytes, "taken_at": taken.taken_at, "seconds": round(taken.seconds, 3)}
-        )
 
     return routes
 

@@ -62,6 +62,8 @@ class AnalyticsSettings:
     snapshot_interval_seconds: float = 900.0  # 0 = only when asked for; more while copying takes more than a twentieth of it
     snapshots_kept: int = 2  # each as large as the tables
     snapshot_free_bytes_min: int = 2 * 2**30  # that stay free on the disk, or none is taken
+    snapshot_downloads_max: int = 2  # at once; each keeps its file on the disk, though it may be removed meanwhile
+    snapshot_download_seconds_max: float = 3600.0  # of one; 100 GB at 30 MB/s
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,16 @@ import asyncio
 import contextlib
 import logging
 import os
+import re
 import shutil
+import threading
 import time
+import weakref
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 import duckdb
 
@@ -24,10 +28,17 @@ from analytics.store import Store
 
 FOLDER: Final = "snapshots"
 LATEST: Final = "latest.duckdb"  # a link to the newest
+LATEST_NAME: Final = "latest"  # and what hand_out() calls it
+CHUNK_BYTES: Final = 256 * 2**10  # that are sent at once
 RETRY_SECONDS: Final = 60.0  # after there was no room
 _DRAFT: Final = ".draft"
+_NAME: Final = re.compile(r"\d{8}T\d{6}\.\d{6}Z", re.ASCII)
 
 _log: Final = logging.getLogger(__name__)
+
+
+class Busy(Exception):
+    """As many are being handed out as may be at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +48,43 @@ class Snapshot:
     taken_at: str  # the tables as of this moment
     seconds: float  # that it took; the projector waited for most of it
 
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """One that is there."""
+
+    name: str
+    size_bytes: int
+    taken_at: str
+
+
+class HandedOut:
+    """One that is being read by somebody: whole until it is closed, though it may be removed meanwhile."""
+
+    def __init__(self, name: str, file: IO[bytes]) -> None:
+        self.name: Final = name
+        self.size_bytes: Final = os.fstat(file.fileno()).st_size
+        self._file = file
+        weakref.finalize(self, file.close)  # also where the answer that would have sent it never began
+
+    def chunks(self) -> Iterator[bytes]:
+        while chunk := self._file.read(CHUNK_BYTES):
+            yield chunk
+
+    def close(self) -> None:
+        self._file.close()
+
+    @property
+    def closed(self) -> bool:
+        return self._file.closed
+
 
 class Snapshots:
-    """One at a time; calls may overlap."""
+    """One is taken at a time; calls may overlap."""
 
     def __init__(self, store: Store, settings: AnalyticsSettings) -> None:
         self._store = store
@@ -48,6 +93,45 @@ class Snapshots:
         self._one = asyncio.Lock()
         self._commits = -1  # of the store at the newest snapshot
         self._seconds = 0.0
+        self._handing_out = threading.Lock()
+        # Those that somebody reads. Who forgets to close one must not use up a place for ever.
+        self._handed_out: weakref.WeakSet[HandedOut] = weakref.WeakSet()
+        self.download_seconds_max: Final = settings.snapshot_download_seconds_max
+
+    def kept(self) -> Sequence[Kept]:
+        """Newest first. Reads a folder."""
+        found = []
+        for path in sorted(self._folder.glob("*.duckdb"), reverse=True):
+            if _NAME.fullmatch(path.stem) and not path.is_symlink():
+                with contextlib.suppress(FileNotFoundError, ValueError):  # removed since; no time, so none of ours
+                    found.append(Kept(path.stem, path.stat().st_size, _taken_at(path.stem)))
+        return found
+
+    def hand_out(self, name: str) -> HandedOut | None:
+        """Open one, LATEST_NAME being the newest; None: there is none of this name. Reads a folder. The caller closes it.
+
+        Raises:
+            Busy: As many as may be are open.
+            OSError: It is there, and cannot be read.
+        """
+        with self._handing_out:
+            if sum(not one.closed for one in self._handed_out) >= self._settings.snapshot_downloads_max:
+                raise Busy(f"{self._settings.snapshot_downloads_max} snapshots are being read; try again when one has ended")
+            if name == LATEST_NAME:
+                newest = self.kept()[:1]
+                if not newest:
+                    return None
+                name = newest[0].name
+            # A name of another shape never becomes a path.
+            if _NAME.fullmatch(name) is None:
+                return None
+            try:
+                descriptor = os.open(self._folder / f"{name}.duckdb", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            except FileNotFoundError:
+                return None
+            out = HandedOut(name, os.fdopen(descriptor, "rb"))
+            self._handed_out.add(out)
+            return out
 
     async def take(self) -> Snapshot:
         """
@@ -98,7 +182,7 @@ class Snapshots:
         self._forget()
         _sync(self._folder)
         self._commits, self._seconds = commits, time.monotonic() - began
-        return Snapshot(path, size_bytes, taken_at.isoformat(timespec="milliseconds").replace("+00:00", "Z"), self._seconds)
+        return Snapshot(path, size_bytes, _taken_at(path.stem), self._seconds)
 
     def _check_room(self) -> None:
         """The log may lie on the same disk: a copy must not be what stops the record."""
@@ -118,6 +202,12 @@ class Snapshots:
         found = sorted(path for path in self._folder.glob("*.duckdb") if not path.is_symlink())
         for old in found[: -self._settings.snapshots_kept]:
             old.unlink(missing_ok=True)
+
+
+def _taken_at(name: str) -> str:
+    """A snapshot's name is its time."""
+    at = datetime.strptime(name, "%Y%m%dT%H%M%S.%fZ").replace(tzinfo=UTC)
+    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _fold(path: Path, memory_max_mb: int) -> None:

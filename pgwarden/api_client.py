@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
 import ssl
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import IO, Final, TypeAlias
 from urllib.parse import quote, urlencode, urlsplit
 
 from identity.settings import loopback
@@ -22,6 +23,7 @@ from pgwarden.small_files import Unreadable, content
 Json: TypeAlias = "dict[str, object]"
 
 ANSWER_BYTES_MAX: Final = 64 * 2**20  # guarded SQL answers up to 10 MB; a list of 1,000 statements of 16 KB is 16 MB
+CHUNK_BYTES: Final = 2**20  # of a download, in memory at once
 TIMEOUT_SECONDS: Final = 60.0  # guarded SQL may take 30
 CONFIG_FILES: Final = ("pgwarden.toml", ".pgwarden/pgwarden.toml")  # the second is what `pgwarden up` writes for itself
 KEY_FILE: Final = "operator.key"  # in the state folder, written by `pgwarden up`
@@ -110,9 +112,37 @@ def fetch(place: Place, method: str, path: str, body: Json | None, media_type: s
     return data, headers
 
 
+def download(place: Place, path: str, media_type: str, out: IO[bytes]) -> int:
+    """Write an answer of any size to `out`; returns its bytes.
+
+    Raises:
+        ApiRefused, ApiUnreachable: As `call`; part of it may be written.
+        OSError: It cannot be written.
+    """
+    with _asked(place, "GET", path, None, "", media_type) as response:
+        if not 200 <= response.status < 300:
+            raise ApiRefused(response.status, _json(_read(place, response, ANSWER_BYTES_MAX + 1), response.status, place.url))
+        expected = int(response.headers.get("Content-Length") or -1)
+        written = 0
+        while chunk := _read(place, response, CHUNK_BYTES):
+            written += out.write(chunk)
+        if written != expected:
+            raise ApiUnreachable(f"the API at {place.url} ended after {written} of {expected} bytes")
+    return written
+
+
 def _exchange(
     place: Place, method: str, path: str, body: Json | None, idempotency_key: str, media_type: str
 ) -> tuple[bytes, int, Mapping[str, str]]:
+    with _asked(place, method, path, body, idempotency_key, media_type) as response:
+        data = _read(place, response, ANSWER_BYTES_MAX + 1)
+        return data, response.status, {name.lower(): value for name, value in response.headers.items()}
+
+
+@contextlib.contextmanager
+def _asked(
+    place: Place, method: str, path: str, body: Json | None, idempotency_key: str, media_type: str
+) -> Iterator[http.client.HTTPResponse]:
     parts = urlsplit(place.url)
     host, port = parts.hostname or "", parts.port
     connection: http.client.HTTPConnection
@@ -126,16 +156,24 @@ def _exchange(
         headers["Content-Type"] = "application/json"
     if idempotency_key:
         headers["Idempotency-Key"] = idempotency_key
+    with contextlib.closing(connection):
+        try:
+            connection.request(method, parts.path.rstrip("/") + path, None if body is None else json.dumps(body), headers)
+            response = connection.getresponse()  # redirects are not followed: the key is for this API alone
+        except (OSError, http.client.HTTPException) as error:
+            raise _unreachable(place, error) from error
+        yield response
+
+
+def _read(place: Place, response: http.client.HTTPResponse, bytes_max: int) -> bytes:
     try:
-        connection.request(method, parts.path.rstrip("/") + path, None if body is None else json.dumps(body), headers)
-        response = connection.getresponse()  # redirects are not followed: the key is for this API alone
-        data = response.read(ANSWER_BYTES_MAX + 1)
+        return response.read(bytes_max)
     except (OSError, http.client.HTTPException) as error:
-        said = str(error) or type(error).__name__
-        raise ApiUnreachable(f"the API at {place.url} cannot be reached: {printable(said)}") from error
-    finally:
-        connection.close()
-    return data, response.status, {name.lower(): value for name, value in response.headers.items()}
+        raise _unreachable(place, error) from error
+
+
+def _unreachable(place: Place, error: Exception) -> ApiUnreachable:
+    return ApiUnreachable(f"the API at {place.url} cannot be reached: {printable(str(error) or type(error).__name__)}")
 
 
 def path(*parts: str, **query: str | int | None) -> str:

@@ -251,7 +251,11 @@ def parser() -> argparse.ArgumentParser:
     tail.add_argument("--resume", type=Path, metavar="FILE", help="keep the place in this file, and go on there next time")
     tail.add_argument("--for", dest="for_seconds", type=_positive, metavar="SECONDS", help="end after so long")
     snapshot = _client(commands, "snapshot", "record:snapshot", "copy the tables, as of now, into a DuckDB file of their own")
-    snapshot.add_argument("path", nargs="?", type=Path, metavar="PATH", help="(among the snapshots in the state folder)")
+    snapshot.add_argument("path", nargs="?", type=Path, metavar="PATH", help="(among the snapshots on the API's machine)")
+    snapshot.add_argument(
+        "--existing", default="", metavar="NAME", help="fetch one that is there, or `latest`, in place of a new one"
+    )
+    snapshot.add_argument("--list", action="store_true", help="only say which there are")
     _findings(commands)
     _restraints(commands)
     _client(commands, "health", "record:health", "whether all parts work, and the log takes records")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
-import shutil
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +49,14 @@ def content(path: Path, bytes_max: int) -> Content | Unreadable:
     return Content(data, stat.S_IMODE(status.st_mode))
 
 
-def copy_private(source: Path, path: Path) -> None:
-    """As write_private(), of a file of any size. Raises OSError."""
+@contextlib.contextmanager
+def private_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write, which takes the place of that at `path` when all went well. Only its owner can read it. Raises OSError."""
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        with os.fdopen(descriptor, "wb") as out, source.open("rb") as data:
-            shutil.copyfileobj(data, out, 2**20)
+        with os.fdopen(descriptor, "wb") as out:
+            yield out
             out.flush()
             os.fsync(out.fileno())
         draft.replace(path)
@@ -69,17 +72,8 @@ def write_private(path: Path, text: str) -> None:
 
 def write_private_bytes(path: Path, data: bytes) -> None:
     """As write_private()."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as out:
-            out.write(data)
-            out.flush()
-            os.fsync(out.fileno())
-        draft.replace(path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
+    with private_file(path) as out:
+        out.write(data)
 
 
 def reason_of(error: OSError) -> str:

@@ -6,13 +6,12 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Final
 
-from pgwarden.api_client import BadUsage, Json, Place, call, fetch, path
+from pgwarden.api_client import BadUsage, Json, Place, call, download, fetch, path
 from pgwarden.commands.answers import answered, print_json, rows_of, show
 from pgwarden.printable import printable
-from pgwarden.small_files import copy_private, reason_of, write_private_bytes
+from pgwarden.small_files import private_file, reason_of, write_private_bytes
 from pgwarden.tables import Column, cell, duration_of, records, table, time_of, too_wide, width
 
 _SESSIONS: Final = (
@@ -24,6 +23,7 @@ _SESSIONS: Final = (
     Column("STATEMENTS", "statements", right=True),
     Column("DENIED", "denied", right=True),
 )
+_SNAPSHOTS: Final = (Column("SNAPSHOT", "snapshot"), Column("TAKEN (UTC)", "taken_at"), Column("BYTES", "bytes", right=True))
 _FILES: Final = {
     "csv": "text/csv",
     "parquet": "application/vnd.apache.parquet",
@@ -125,16 +125,15 @@ def _file(arguments: argparse.Namespace, place: Place, kind: str) -> int:
 
 def snapshot(arguments: argparse.Namespace) -> int:
     def work(place: Place) -> int:
-        answer = call(place, "POST", path("snapshots"))
-        if arguments.path is not None:
-            taken = Path(str(answer.get("path")))
-            try:
-                copy_private(taken, arguments.path)
-            except OSError as error:
-                raise BadUsage(
-                    f"the snapshot is {printable(str(taken))} on the API's machine; it cannot be copied: {error}"
-                ) from error
-            answer["path"] = str(arguments.path)
+        if arguments.list:
+            answer = call(place, "GET", path("snapshots"))
+            return show(arguments, answer, _SNAPSHOTS, rows_of(answer), "there is no snapshot; pgwarden snapshot takes one")
+        if arguments.path is None:
+            if arguments.existing:
+                raise BadUsage("--existing goes with a PATH, where the snapshot is to be written")
+            answer = call(place, "POST", path("snapshots"))
+        else:
+            answer = _downloaded(arguments, place)
         if arguments.json:
             print_json(answer)
         else:
@@ -142,6 +141,26 @@ def snapshot(arguments: argparse.Namespace) -> int:
         return 0
 
     return answered(arguments, work)
+
+
+def _downloaded(arguments: argparse.Namespace, place: Place) -> Json:
+    shown = printable(str(arguments.path))
+    try:
+        with private_file(arguments.path) as out:  # made first: no snapshot is taken that cannot be written
+            if arguments.existing:
+                there = rows_of(call(place, "GET", path("snapshots")))
+                wanted = [one for one in there if arguments.existing in ("latest", one.get("snapshot"))]
+                if not wanted:
+                    raise BadUsage(
+                        f"there is no snapshot {printable(arguments.existing)}; pgwarden snapshot --list shows which there are"
+                    )
+                answer = wanted[0]
+            else:
+                answer = call(place, "POST", path("snapshots"))
+            download(place, path("snapshots", str(answer.get("snapshot"))), "application/vnd.duckdb", out)
+    except OSError as error:
+        raise BadUsage(f"{shown} cannot be written: {reason_of(error)}; name a file in a folder that you may write") from error
+    return {**answer, "path": str(arguments.path)}
 
 
 def health(arguments: argparse.Namespace) -> int:

@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import duckdb
 import httpx
 import pytest
 from fastapi import FastAPI
@@ -17,7 +16,6 @@ from analytics.reconcile import Reconcile
 from analytics.reconciliation.state import COUNTED
 from analytics.runner import Lag, Position
 from analytics.settings import AnalyticsSettings, ReconcileSettings
-from analytics.snapshots import Snapshots
 from analytics.store import Store
 from identity.operators import Operator
 from identity.refusal import Refusal
@@ -70,12 +68,10 @@ async def api(store: Store, told: AnalyticsSettings, world: World) -> AsyncItera
     queries = Queries(store, told, lambda: START_US + 10 * MINUTE)
     guarded = GuardedSql(store, told)
     app = FastAPI()
-    snapshots = Snapshots(store, told)
     app.include_router(
         router(
             queries,
             guarded,
-            snapshots,
             authenticate,
             world.statuses,
             lambda: world.lag,
@@ -290,22 +286,6 @@ async def test_a_store_that_does_not_answer_is_503_and_shows_in_health(api: http
     assert answer.status_code == 503
     assert set(answer.json()) == {"error"}
     assert (await api.get("/v1/health")).json()["status"] == "degraded"
-
-
-async def test_a_snapshot_is_taken_for_an_operator_alone(api: httpx.AsyncClient, told: AnalyticsSettings) -> None:
-    assert (await api.post("/v1/snapshots", headers={"Authorization": ""})).status_code == 401
-    taken = (await api.post("/v1/snapshots")).json()
-    assert set(taken) == {"path", "bytes", "taken_at", "seconds"}
-    path = Path(taken["path"])
-    assert path.parent == told.directory / "snapshots"
-    with duckdb.connect(str(path), read_only=True) as connection:
-        assert connection.execute("select count(*) from statements").fetchall() == [(6,)]
-
-
-async def test_why_no_snapshot_could_be_taken_is_said(api: httpx.AsyncClient, told: AnalyticsSettings) -> None:
-    (told.directory / "snapshots").write_text("in the way")
-    answer = await api.post("/v1/snapshots")
-    assert (answer.status_code, "no snapshot was taken" in answer.text) == (503, True)
 
 
 async def test_coverage_tells_what_reconciliation_has_compared_and_every_figure_has_a_line_in_the_documents(

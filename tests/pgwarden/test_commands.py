@@ -195,6 +195,22 @@ def test_the_life_of_an_agent_on_the_command_line(house: House, wait_for: Callab
 
     code, out, _ = house.run("sql", "SELECT agent, decision, count(*) AS n FROM statements GROUP BY ALL ORDER BY ALL")
     assert (code, out) == (0, "agent     decision  n\nreporter  allow     1\nreporter  deny      2\n(2 rows)\n")
+    counted = "SELECT agent, count(*) AS n FROM statements GROUP BY ALL"
+    assert house.run("sql", counted, "--format", "csv")[:2] == (0, "agent,n\r\nreporter,3\r\n")
+    assert house.json("sql", counted)["rows"] == [["reporter", 3]]
+    for kind in ("parquet", "csv", "arrow"):
+        file = house.folder / f"answer.{kind}"
+        code, out, err = house.run("sql", counted, "--format", kind, "--output", str(file))
+        assert (code, out) == (0, ""), err
+        assert err == f"{file}: 1 rows, {file.stat().st_size} bytes\n"
+        assert file.stat().st_mode & 0o777 == 0o600
+    with duckdb.connect() as connection:
+        assert connection.execute(f"from '{house.folder}/answer.parquet'").fetchall() == [("reporter", 3)]
+        assert connection.execute(f"from '{house.folder}/answer.csv'").fetchall() == [("reporter", 3)]
+    code, _, err = house.run("sql", counted, "--output", str(house.folder / "answer.txt"))
+    assert (code, "--output goes with --format csv, parquet or arrow" in err) == (2, True)
+    code, _, err = house.run("sql", counted, "--format", "csv", "--output", "/nowhere/at/all.csv")
+    assert (code, "cannot be written" in err) == (2, True)
     code, _, err = house.run("sql", "DROP TABLE statements")
     assert code == 1
     assert err.startswith("pgwarden: ")
@@ -206,8 +222,16 @@ def test_the_life_of_an_agent_on_the_command_line(house: House, wait_for: Callab
     assert (taken["path"], (house.folder / "mine.duckdb").stat().st_mode & 0o777) == (str(house.folder / "mine.duckdb"), 0o600)
     with duckdb.connect(str(house.folder / "mine.duckdb"), read_only=True) as connection:
         assert connection.execute("select count(*) from statements").fetchone() is not None
+    listed = house.run("snapshot", "--list")[1]
+    assert re.search(rf"^{taken['snapshot']} +20\d\d-.* {taken['bytes']}$", listed, re.MULTILINE)
+    again = house.json("snapshot", str(house.folder / "again.duckdb"), "--existing", str(taken["snapshot"]))
+    assert (house.folder / "again.duckdb").read_bytes() == (house.folder / "mine.duckdb").read_bytes()
+    assert (again["snapshot"], again["bytes"]) == (taken["snapshot"], taken["bytes"])
     code, _, err = house.run("snapshot", "/nowhere/at/all.duckdb")
-    assert (code, "cannot be copied" in err) == (2, True)
+    assert (code, "cannot be written" in err) == (2, True)
+    assert len(house.json("snapshot", "--list")["items"]) == 1  # type: ignore[arg-type]  # what cannot be written is not taken
+    code, _, err = house.run("snapshot", str(house.folder / "no.duckdb"), "--existing", "20200101T000000.000000Z")
+    assert (code, "there is no snapshot 2020" in err, (house.folder / "no.duckdb").exists()) == (2, True, False)
     until = time.monotonic() + 5  # the tables follow the log
     while house.json("sessions", "--live", "--agent", "reporter")["items"] and time.monotonic() < until:
         time.sleep(0.05)

@@ -74,6 +74,8 @@ WANTS: dict[str, Role] = {
     "POST /v1/sources": "administrator",
     "POST /v1/sources/{source}/withdraw": "administrator",
     "POST /v1/snapshots": "administrator",
+    "GET /v1/snapshots": "administrator",
+    "GET /v1/snapshots/{snapshot}": "administrator",
 }
 """Whoever adds a route decides here, a second time, what it wants."""
 
