@@ -32,7 +32,7 @@ class ProbeSettings:
     data: Path  # the server's data directory
     nested: bool = False  # SQL of functions too
     text_chunks: int = 16  # of 4 KiB, of one text
-    ring_bytes: int = 16 * 2**20  # a power of two; 30,000 statements
+    ring_bytes: int = 16 * 2**20  # a power of two; 80,000 statements of 40 bytes
     spill_bytes: int = 2**20  # a power of two; 26,000 headers
     bpffs: Path = Path("/sys/fs/bpf")
 

@@ -23,6 +23,7 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 #define PIDTYPE_TGID 1
 #define FATAL 22	/* elog.h, the same in 14 to 18 */
 #define CHUNKS_MAX 16
+#define SOURCE_BEFORE_STMTS 32	/* portal.h, the same in 14 to 18: sourceText, commandTag, qc, stmts */
 
 /* The state of one backend. Only its own process touches it, so it needs no lock. */
 struct session {
@@ -40,6 +41,7 @@ struct session {
 	__u32 level;
 	__u32 client;	/* whether there is one: background and parallel workers have none */
 	__u32 announced;
+	struct small_text text;	/* being made here, so that its record takes no more of the ring than it has bytes */
 };
 
 struct {
@@ -65,6 +67,7 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 16384);
 	__type(key, __u32);
 	__type(value, struct session);
@@ -317,6 +320,8 @@ static __noinline int announce(struct pt_regs *ctx, struct binary *b, __u32 prob
 	return 0;
 }
 
+static const struct session unknown;
+
 /* The session of this backend, made and announced at the first probe after its login. */
 static __always_inline struct session *session(struct pt_regs *ctx, struct binary *b, __u32 probe)
 {
@@ -327,15 +332,15 @@ static __always_inline struct session *session(struct pt_regs *ctx, struct binar
 		__u32 parent = BPF_CORE_READ(task, real_parent, tgid);
 		if (!bpf_map_lookup_elem(&postmasters, &parent))
 			return 0;
-		struct session fresh = { .start_ns = BPF_CORE_READ(task, group_leader, start_boottime) };
-		fresh.client = variable(ctx, b, probe, b->my_proc_port) != 0;
-		if (bpf_map_update_elem(&sessions, &pid, &fresh, BPF_ANY)) {
+		if (bpf_map_update_elem(&sessions, &pid, &unknown, BPF_ANY)) {
 			count(FULL_SESSIONS);
 			return 0;
 		}
 		s = bpf_map_lookup_elem(&sessions, &pid);
 		if (!s)
 			return 0;
+		s->start_ns = BPF_CORE_READ(task, group_leader, start_boottime);
+		s->client = variable(ctx, b, probe, b->my_proc_port) != 0;
 	}
 	if (!s->client)
 		return 0;
@@ -374,62 +379,32 @@ static __always_inline void name(struct text_fields *f, struct header *h, __u64 
 	f->text_bytes = 0;
 }
 
-/* Returns the statement's sequence. */
-static __noinline __u64 send(struct session *s, struct start *what, __u64 now)
+/* A text that is longer than most, in as many records as it takes. `h` is the first one's header. */
+static __noinline void send_large(struct session *s, struct start *what, struct header *first, __u64 now)
 {
-	__u64 at = what->at, bytes = what->bytes;
-	struct header h;
-	head(&h, s, now, START);
-	__u64 statement = h.sequence;
-	struct small_text *small = room(sizeof *small);
-	if (!small) {
-		lost(&h);
-		return statement;
-	}
-	name(&small->fields, &h, statement, what);
-	if (!at) {
-		give(small);
-		return statement;
-	}
-	__u64 limit = sizeof small->text;
-	if (bytes && bytes < limit - 1)
-		limit = bytes + 1;
-	if (limit > sizeof small->text)
-		limit = sizeof small->text;
-	long n = bpf_probe_read_user_str(small->text, limit, (void *)at);
-	if (n < 0) {
-		small->fields.header.flags = UNREADABLE;
-		count(UNREADABLE_TEXTS);
-		give(small);
-		return statement;
-	}
-	if (n < sizeof small->text || bytes == sizeof small->text - 1) {
-		small->fields.text_bytes = n > 0 ? n - 1 : 0;
-		give(small);
-		return statement;
-	}
-	bpf_ringbuf_discard(small, BPF_RB_NO_WAKEUP);
+	struct header h = *first;
+	__u64 at = what->at, bytes = what->bytes, statement = h.sequence;
 	for (__u32 i = 0; i < CHUNKS_MAX; i++) {
 		if (i)
 			head(&h, s, now, CHUNK);
 		struct large_text *large = room(sizeof *large);
 		if (!large) {
 			lost(&h);
-			return statement;
+			return;
 		}
 		name(&large->fields, &h, statement, what);
 		large->fields.chunk = i;
-		limit = sizeof large->text;
+		__u64 limit = sizeof large->text;
 		if (bytes && bytes < limit - 1)
 			limit = bytes + 1;
 		if (limit > sizeof large->text)
 			limit = sizeof large->text;
-		n = bpf_probe_read_user_str(large->text, limit, (void *)at);
+		long n = bpf_probe_read_user_str(large->text, limit, (void *)at);
 		if (n < 0) {
 			large->fields.header.flags = UNREADABLE;
 			count(UNREADABLE_TEXTS);
 			give(large);
-			return statement;
+			return;
 		}
 		large->fields.text_bytes = n > 0 ? n - 1 : 0;
 		int whole = n < sizeof large->text || bytes == sizeof large->text - 1;
@@ -438,12 +413,43 @@ static __noinline __u64 send(struct session *s, struct start *what, __u64 now)
 		int more = large->fields.header.flags == MORE;
 		give(large);
 		if (!more)
-			return statement;
+			return;
 		at += sizeof large->text - 1;
 		if (bytes)
 			bytes -= sizeof large->text - 1;
 	}
-	return statement;
+}
+
+/* Returns the statement's sequence. */
+static __noinline __u64 send(struct session *s, struct start *what, __u64 now)
+{
+	struct small_text *small = &s->text;
+	struct header h;
+	head(&h, s, now, START);
+	name(&small->fields, &h, h.sequence, what);
+	if (what->at) {
+		__u64 limit = sizeof small->text;
+		if (what->bytes && what->bytes < limit - 1)
+			limit = what->bytes + 1;
+		long n = bpf_probe_read_user_str(small->text, limit, (void *)what->at);
+		if (n < 0) {
+			small->fields.header.flags = UNREADABLE;
+			count(UNREADABLE_TEXTS);
+		} else if (n < sizeof small->text || what->bytes == sizeof small->text - 1) {
+			small->fields.text_bytes = n > 0 ? n - 1 : 0;
+		} else {
+			send_large(s, what, &h, now);
+			return h.sequence;
+		}
+	}
+	__u64 size = small->fields.text_bytes;
+	if (size > sizeof small->text)
+		size = sizeof small->text;
+	if (bpf_ringbuf_output(&ring, small, TEXT_FIELDS + size, BPF_RB_NO_WAKEUP))
+		lost(&h);
+	else
+		count(MADE);
+	return h.sequence;
 }
 
 static __always_inline void begin(struct session *s, __u32 what, __u64 statement, __u64 now)
@@ -515,40 +521,52 @@ int portal_run(struct pt_regs *ctx)
 	if (s->open == REPLICATION)
 		s->open = 0;	/* a walsender found that it is SQL: the reader takes its START back */
 	leave(s, now);
+	/* What a portal has from its text to atStart, and what its plan has up to the place in the message, are read at once, into where
+	 * the text will be: a read costs as much as all that is done with what it brings. */
 	__u64 portal = ARGUMENT_1(ctx);
 	struct start what = { .portal = portal, .location = -1, .what = STATEMENT };
-	__u8 at_start = 1;
-	bpf_probe_read_user(&at_start, sizeof at_start, (void *)(portal + b->portal_at_start));
+	char *scratch = s->text.text;
+	struct {
+		__u64 source;
+		__u64 tag;
+		__u64 completion[2];
+		__u64 stmts;
+	} *found = (void *)scratch;
+	_Static_assert(__builtin_offsetof(typeof(*found), stmts) == SOURCE_BEFORE_STMTS, "portal.h");
+	__u64 at_start = b->portal_at_start - b->portal_stmts + SOURCE_BEFORE_STMTS & 0xff;
+	if (bpf_probe_read_user(scratch, at_start + 16, (void *)(portal + b->portal_stmts - SOURCE_BEFORE_STMTS)))
+		__builtin_memset(found, 0, sizeof *found);
+	__u64 source = found->source, stmts = found->stmts;
 	struct {
 		__u32 tag;
 		__s32 length;
 		__u64 capacity;
 		__u64 elements;
+		__u64 first;	/* where they stand in the list itself */
 	} list = {};
-	__u64 address = 0;
-	bpf_probe_read_user(&address, sizeof address, (void *)(portal + b->portal_stmts));
-	bpf_probe_read_user(&list, sizeof list, (void *)address);
+	if (source && !scratch[at_start]) {
+		what.what = RESUMED;
+		what.query_id = *(__u64 *)(scratch + (at_start & 0xf8) + 8);	/* portalPos */
+		begin(s, RESUMED, send(s, &what, now), now);
+		return 0;
+	}
+	bpf_probe_read_user(&list, sizeof list, (void *)stmts);
 	if (list.length > 0) {
 		struct {
 			__u32 tag;
 			__u32 command;
 			__u64 query_id;
-		} planned = {};
-		__s32 place[2] = { -1, 0 };
-		bpf_probe_read_user(&address, sizeof address, (void *)list.elements);
-		bpf_probe_read_user(&planned, sizeof planned, (void *)address);
-		bpf_probe_read_user(place, sizeof place, (void *)(address + b->stmt_location));
-		what.command = planned.command;
-		what.query_id = planned.query_id;
-		what.location = place[0];
-		what.length = place[1];
+		} *planned = (void *)scratch;
+		__u64 place = b->stmt_location & 0xfc;
+		if (list.elements != stmts + __builtin_offsetof(typeof(list), first))
+			bpf_probe_read_user(&list.first, sizeof list.first, (void *)list.elements);
+		if (!bpf_probe_read_user(scratch, place + 8, (void *)list.first)) {
+			what.command = planned->command;
+			what.query_id = planned->query_id;
+			what.location = *(__s32 *)(scratch + place);
+			what.length = *(__s32 *)(scratch + place + 4);
+		}
 	}
-	if (!at_start) {
-		what.what = RESUMED;
-		begin(s, RESUMED, send(s, &what, now), now);
-		return 0;
-	}
-	__u64 source = variable(ctx, b, AT_PORTAL_RUN, b->debug_query_string);
 	what.at = source;
 	what.chunks = b->chunks;
 	if (source == s->source && what.location > s->location) {	/* a further statement of the same message */
