@@ -36,6 +36,7 @@ class DecodeSettings:
     connections_max: int = 20_000  # made, and not yet a session
     text_bytes_max: int = 64 * 2**20  # of all statements that are open
     homeless_max: int = 10_000  # records of sessions that are not known yet
+    portals_max: int = 1_000  # left before their end, of all sessions; beyond it the one longest left is told of no more
     replication_seconds: float = 2.0  # a replication command that runs for longer is told while it runs: it may for days
 
 
@@ -51,7 +52,9 @@ class _Open(msgspec.Struct, gc=False):  # one is made for each statement: a fift
     text: bytes
     whole: bool
     mark: int
+    portal: int  # address
     told: bool = False
+    duration_ns: int = 0  # of the pieces that a portal was read in so far
 
 
 @dataclass(slots=True)
@@ -91,9 +94,10 @@ class Decoding:
     settings: DecodeSettings = field(default_factory=DecodeSettings)
     lost: int = 0  # records that found no room
     read: int = 0  # records
-    resumed: int = 0  # portals that went on: no execution of their own
+    resumed: int = 0  # pieces of portals that went on: no executions of their own
     _sessions: OrderedDict[_Name, _Session] = field(default_factory=OrderedDict)
     _connections: OrderedDict[tuple[str, str], _Process] = field(default_factory=OrderedDict)
+    _left: OrderedDict[tuple[_Name, int], _Open] = field(default_factory=OrderedDict)  # portals that may go on, by their address
     _homeless: OrderedDict[_Name, list[bytes]] = field(default_factory=OrderedDict)
     _homeless_records: int = 0
     _text_bytes: int = 0
@@ -193,9 +197,9 @@ class Decoding:
         session.expected = sequence + 1
         session.seen_ns = time_ns
         if kind == layout.END:
-            self._end(session, span, begin, end, wall_us, told)
+            self._end(session, name, span, begin, end, wall_us, told)
         elif kind == layout.START or kind == layout.CHUNK:
-            self._text(session, span, begin, end, time_ns, sequence, kind, flags, wall_us, told)
+            self._text(session, name, span, begin, end, time_ns, sequence, kind, flags, wall_us, told)
         elif kind == layout.EXIT:
             self._end_of(session, name, time_ns, wall_us, told)
         else:
@@ -277,6 +281,7 @@ class Decoding:
     def _text(
         self,
         session: _Session,
+        name: _Name,
         span: bytes,
         begin: int,
         end: int,
@@ -290,7 +295,9 @@ class Decoding:
         begin_of_text = begin + layout.TEXT.size
         if begin_of_text > end:
             raise RingInvalid(f"a statement of {end - begin} bytes")
-        statement, query_id, _, location, length, command, text_bytes, what, chunk, skipped = layout.TEXT.unpack_from(span, begin)
+        statement, query_id, portal, location, length, command, text_bytes, what, chunk, skipped = layout.TEXT.unpack_from(
+            span, begin
+        )
         if begin_of_text + text_bytes > end:
             raise RingInvalid(f"a text of {text_bytes} bytes in a record of {end - begin}")
         text = span[begin_of_text : begin_of_text + text_bytes]
@@ -307,18 +314,22 @@ class Decoding:
                 part.whole = False
             part.text += text
         else:
-            part = _Open(sequence, time_ns, what, query_id, location, length, command, skipped, text, whole, self._mark)
+            part = _Open(sequence, time_ns, what, query_id, location, length, command, skipped, text, whole, self._mark, portal)
             if what == layout.NESTED:
                 session.nested = part
             else:
                 self._leave(session, wall_us, told)
                 session.open = part
+                if self._left and what == layout.STATEMENT:
+                    self._left.pop((name, portal), None)  # another portal stands there by now
         if what == layout.NESTED and not flags & layout.MORE:
             session.nested = None
             self._text_bytes -= len(part.text)
             told.append(self._statement(session, part, wall_us, rows=-1, sqlstate="", duration_ns=-1000, known=False))
 
-    def _end(self, session: _Session, span: bytes, begin: int, end: int, wall_us: int, told: list[Observation]) -> None:
+    def _end(
+        self, session: _Session, name: _Name, span: bytes, begin: int, end: int, wall_us: int, told: list[Observation]
+    ) -> None:
         if end - begin < layout.ENDED.size:
             raise RingInvalid(f"an end of {end - begin} bytes")
         statement, duration_ns, rows, sqlstate, outcome, what = layout.ENDED.unpack_from(span, begin)
@@ -328,15 +339,49 @@ class Decoding:
         session.open = None
         self._text_bytes -= len(running.text)
         if running.what == layout.RESUMED:
-            self.resumed += 1
+            self._went_on(session, name, running, duration_ns, rows, sqlstate, outcome, wall_us, told)
             return
         if running.told:
             return
+        if outcome == layout.SUSPENDED and what == layout.STATEMENT:
+            running.duration_ns = duration_ns
+            self._left[(name, running.portal)] = running
+            if len(self._left) > self.settings.portals_max:
+                self._left.popitem(last=False)
         known = outcome in (layout.OK, layout.ERROR)
         rows = rows if outcome == layout.OK and what == layout.STATEMENT and rows < 1 << 63 else -1
         told.append(
             self._statement(
                 session, running, wall_us, rows=rows, sqlstate=_sqlstate(sqlstate), duration_ns=duration_ns, known=known
+            )
+        )
+
+    def _went_on(
+        self,
+        session: _Session,
+        name: _Name,
+        piece: _Open,
+        duration_ns: int,
+        rows: int,
+        sqlstate: int,
+        outcome: int,
+        wall_us: int,
+        told: list[Observation],
+    ) -> None:
+        """A further piece of a portal: no execution of its own. With the last one the first is told again, as it ended."""
+        self.resumed += 1
+        began = self._left.get((name, piece.portal))
+        if began is None:
+            return  # before this reader, or its end is told
+        began.duration_ns += duration_ns
+        if outcome not in (layout.OK, layout.ERROR):
+            return
+        del self._left[(name, piece.portal)]
+        given = piece.query_id  # rows, in the pieces before this one
+        rows = given + rows if outcome == layout.OK and given + rows < 1 << 63 else -1
+        told.append(
+            self._statement(
+                session, began, wall_us, rows=rows, sqlstate=_sqlstate(sqlstate), duration_ns=began.duration_ns, known=True
             )
         )
 
@@ -382,6 +427,8 @@ class Decoding:
 
     def _forget(self, name: _Name) -> None:
         session = self._sessions.pop(name)
+        for left in [left for left in self._left if left[0] == name]:
+            del self._left[left]
         for part in (session.open, session.nested):
             if part is not None:
                 self._text_bytes -= len(part.text)

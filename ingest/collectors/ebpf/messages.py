@@ -11,7 +11,7 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-PROTOCOL: Final = 1
+PROTOCOL: Final = 2
 BODY_BYTES_MAX: Final = 2**20  # a piece of the ring is at most a quarter of this, and one record
 HEAD: Final = struct.Struct("<IB")
 

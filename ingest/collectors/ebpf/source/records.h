@@ -6,7 +6,7 @@
 
 enum kind {
 	SESSION = 1,	/* a backend serves a client: once for each, at its first statement or its first "ready" */
-	START = 2,	/* a statement starts, or failed before it could */
+	START = 2,	/* a statement starts, or failed before it could; its record is no longer than its text, unless that is long */
 	CHUNK = 3,	/* more of its text */
 	END = 4,
 	EXIT = 5,	/* the backend is gone */
@@ -48,7 +48,7 @@ struct header {
 struct text_fields {
 	struct header header;
 	__u64 statement;	/* `sequence` of its START */
-	__u64 query_id;
+	__u64 query_id;	/* of a RESUMED: the rows that its portal had given before */
 	__u64 portal;	/* address: tells portals of a session apart */
 	__s32 location;	/* in the message, -1 = not known */
 	__s32 length;	/* 0 = up to its end */

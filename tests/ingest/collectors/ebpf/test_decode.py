@@ -104,6 +104,64 @@ def test_records_of_a_session_that_was_announced_elsewhere_wait_for_it() -> None
     assert decoding.lost == 0
 
 
+class Backend:
+    """Records as the program makes them for one session, numbered as it numbers them."""
+
+    def __init__(self) -> None:
+        self.session = next(one for one in split(RECORDED) if layout.HEADER.unpack_from(one)[4] == layout.SESSION)
+        self.time_ns, self.start_ns, self.sequence, self.pid, _, _ = layout.HEADER.unpack_from(self.session)
+
+    def _record(self, kind: int, rest: bytes) -> bytes:
+        self.sequence += 1
+        self.time_ns += 1000
+        return layout.HEADER.pack(self.time_ns, self.start_ns, self.sequence, self.pid, kind, 0) + rest
+
+    def ran(self, portal: int, text: bytes, what: int, outcome: int, *, rows: int = 0, given: int = 0, sqlstate: int = 0) -> bytes:
+        statement = self.sequence + 1
+        fields = struct.pack("<QQQiiIIHHI", statement, given, portal, 0, 0, 1, len(text), what, 0, 0)
+        begin = self._record(layout.START, fields + text)
+        ended = struct.pack("<QQQIHH", statement, 500_000, rows, sqlstate, outcome, what)
+        return framed(begin, self._record(layout.END, ended))
+
+
+def test_a_portal_that_goes_on_is_told_again_under_its_name_with_all_its_rows_or_its_error() -> None:
+    backend, decoding = Backend(), Decoding("ebpf", "main")
+    pieces = [
+        framed(backend.session),
+        backend.ran(0xA0, b"select a", layout.STATEMENT, layout.SUSPENDED),
+        backend.ran(0xB0, b"select b", layout.STATEMENT, layout.SUSPENDED),
+        backend.ran(0xA0, b"", layout.RESUMED, layout.SUSPENDED, given=3),
+        backend.ran(0xA0, b"", layout.RESUMED, layout.OK, given=6, rows=4),
+        backend.ran(0xB0, b"", layout.RESUMED, layout.ERROR, given=3, sqlstate=33816706),
+        backend.ran(0xA0, b"", layout.RESUMED, layout.OK, given=10, rows=0),  # asked again after its end
+        backend.ran(0xC0, b"select c", layout.STATEMENT, layout.SUSPENDED),
+        backend.ran(0xC0, b"select d", layout.STATEMENT, layout.OK, rows=1),  # another portal where that one was
+        backend.ran(0xC0, b"", layout.RESUMED, layout.OK, given=1, rows=0),
+    ]
+    told = statements(decoding.records(b"".join(pieces), WALL_US))
+    assert [(one.text, one.rows, one.sqlstate, one.outcome_known, one.duration_us) for one in told] == [
+        ("select a", -1, "", False, 500),
+        ("select b", -1, "", False, 500),
+        ("select a", 10, "", True, 1500),
+        ("select b", -1, "22012", True, 1000),
+        ("select c", -1, "", False, 500),
+        ("select d", 1, "", True, 500),
+    ]
+    assert [one.sequence for one in told[2:4]] == [one.sequence for one in told[:2]]
+    assert decoding.resumed == 5
+
+
+def test_portals_that_are_left_are_remembered_up_to_a_bound_and_forgotten_with_their_session() -> None:
+    backend, decoding = Backend(), Decoding("ebpf", "main", DecodeSettings(portals_max=2))
+    decoding.records(framed(backend.session), WALL_US)
+    for portal in (1, 2, 3):
+        decoding.records(backend.ran(portal, b"select", layout.STATEMENT, layout.SUSPENDED), WALL_US)
+    resumed = [backend.ran(portal, b"", layout.RESUMED, layout.OK, rows=1) for portal in (1, 2)]
+    assert [len(decoding.records(one, WALL_US)) for one in resumed] == [0, 1]
+    decoding.records(framed(backend._record(layout.EXIT, b"")), WALL_US)
+    assert not decoding._left
+
+
 def test_what_it_remembers_has_a_bound() -> None:
     decoding = Decoding("ebpf", "main", DecodeSettings(homeless_max=10))
     header = struct.pack("<QQQIHH", 1, 1, 0, 7, layout.END, 0) + bytes(32)

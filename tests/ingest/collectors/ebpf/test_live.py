@@ -155,15 +155,25 @@ async def test_a_portal_that_is_read_in_pieces_is_one_execution(watched: Watched
         other = await connection.cursor("select 'other'")
         assert len(await other.fetch(1)) == 1
         assert len(await cursor.fetch(100)) == 4
+        failing = await connection.cursor("select 1 / (4 - n) from generate_series(1, 10) n")
+        assert len(await failing.fetch(2)) == 2
+        with pytest.raises(asyncpg.DivisionByZeroError):
+            async with connection.transaction():
+                await failing.fetch(2)
     await connection.close()
     seen = await asyncio.to_thread(statements, watched, wait_for, "portals")
-    assert [(one.text, one.outcome_known) for one in seen] == [
-        ("BEGIN;", True),
-        ("select generate_series(1, 10)", False),
-        ("select 'other'", False),
-        ("COMMIT;", True),
+    assert [(one.text, one.rows, one.sqlstate, one.outcome_known) for one in seen if "savepoint" not in one.text.lower()] == [
+        ("BEGIN;", 0, "", True),
+        ("select generate_series(1, 10)", -1, "", False),
+        ("select 'other'", -1, "", False),
+        ("select generate_series(1, 10)", 10, "", True),  # the same, told again
+        ("select 1 / (4 - n) from generate_series(1, 10) n", -1, "", False),
+        ("select 1 / (4 - n) from generate_series(1, 10) n", -1, "22012", True),
+        ("COMMIT;", 0, "", True),
     ]
-    assert watched.decoding.resumed - resumed == 2
+    named = [(one.sequence, one.at_us, one.digest) for one in seen if one.text.startswith("select")]
+    assert (named[2], named[4]) == (named[0], named[3])
+    assert watched.decoding.resumed - resumed == 3
 
 
 def test_what_was_prepared_before_the_probes_came_is_seen_with_its_text(server: Server, wait_for: WaitFor) -> None:
