@@ -189,6 +189,20 @@ def _one(name: str) -> None:
         endings.draw(agent)
     _evidence(finding)
     _history(finding)
+    _follow(finding, agent)
+
+
+@st.fragment(run_every=DEFAULTS.refresh_seconds)
+def _follow(finding: Finding, drawn: Agent | None) -> None:
+    """Draws the page anew once somebody decided something, or the tables have what was decided here."""
+    api = reach.client()
+    try:
+        state = api.finding(finding.finding).state
+        agent = next((each for each in api.agents() if each.agent == finding.agent), None)
+    except ApiTrouble:
+        return  # the banner above the page says so
+    if state != finding.state or (agent and agent.state) != (drawn and drawn.state):
+        st.rerun()
 
 
 def number_name(label: str) -> str:
