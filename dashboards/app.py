@@ -33,6 +33,6 @@ except SettingsRefused as error:
     ledger.banners([ledger.Banner("bad", "The dashboard cannot start.", str(error))], key="settings")
 else:
     if admitted:
-        reach.watch()
+        reach.watch(chosen.url_path)
         chosen.run()
         foot.draw()

@@ -38,9 +38,17 @@ def client() -> Client:
     return _connections().of_person(sign_in.token()) if chosen().sign_in else _connections()
 
 
-@st.fragment(run_every=DEFAULTS.refresh_seconds)
-def watch() -> None:
+def watch(page: str) -> None:
     """The banner at the head of every page. When the API comes back, the page below is drawn anew."""
+
+    def drawn() -> None:
+        _watch()
+
+    drawn.__qualname__ = f"watch.{page}"  # by which Streamlit knows a fragment: links.py says why it differs from page to page
+    st.fragment(drawn, run_every=DEFAULTS.refresh_seconds)()
+
+
+def _watch() -> None:
     before = st.session_state.get(_SHOWN, "")
     try:
         health = client().health()
