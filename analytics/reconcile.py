@@ -25,7 +25,7 @@ from analytics.reconciliation.sessions import (
     session_unobserved,
     start_and_pid,
 )
-from analytics.reconciliation.state import SECOND, Held, Lane, Own
+from analytics.reconciliation.state import SECOND, Held, Lane, Opened, Own
 from analytics.reconciliation.statements import observe, observe_early, statement_recorded
 from analytics.reconciliation.witnessed import Witness
 from analytics.settings import ReconcileSettings
@@ -44,7 +44,6 @@ from ingest.events import (
     SessionUnobserved,
     SourceDeclared,
     SourceWithdrawn,
-    Stamp,
     StatementDefined,
     StatementDenied,
     StatementFinished,
@@ -64,6 +63,8 @@ from ingest.log import Record
 
 _START_US: Final = 2 * SECOND  # around a collector's start nothing is claimed
 
+_COMPARE_US: Final = SECOND // 4  # between two looks at all that waits for a counterpart; sessions are judged at each tick
+
 
 class Reconcile:
     """An inspection step; see analytics/inspection.py. One a process."""
@@ -75,6 +76,7 @@ class Reconcile:
     def __init__(self, settings: ReconcileSettings) -> None:
         self._held = Held(settings)
         self._unordered = False
+        self._compared_us = 0
 
     # -- the shell's side ------------------------------------------------------------------------------------------------------
 
@@ -86,8 +88,25 @@ class Reconcile:
         if record.topic in ("sessions", "statements"):
             held.state.written = max(held.state.written, record.at_us)
         place = f"{record.topic}/{record.partition}/{record.offset}"
+        under: dict[int, Opened] = {}  # the sessions of the frame's stamps, as far as they were needed
         for index, (stamp, event) in enumerate(frame.events):
-            self._take(event, frame.stamps[stamp] if stamp >= 0 else None, frame, index, place, record.at_us)
+            match event:
+                case StatementStarted() | StatementFinished() | StatementDefined() | StatementDenied() | OutcomeResolved():
+                    if stamp < 0:
+                        continue
+                    if (opened := under.get(stamp)) is None:
+                        opened = held.state.opened.get(frame.stamps[stamp].session)
+                        if opened is None:
+                            # Its opening may stand in another partition and come later; the stamp says all that is needed of it.
+                            name = event_id(frame, index)
+                            opened = session_opened(held, frame.stamps[stamp], record.at_us, frame.writer, place, name)
+                        under[stamp] = opened
+                    if opened.lanes:
+                        statement_recorded(held, event, opened, place)
+                case StatementObserved():
+                    self._statement_observed(event, place, event_id(frame, index))
+                case _:
+                    self._take(event, frame, index, place)
         return self._given_out()
 
     def tick(self, now_us: int) -> Sequence[Effect]:
@@ -100,8 +119,10 @@ class Reconcile:
                     order(held, seen)
         for key in list(held.pending):
             judge(held, key)
-        for session in list(held.busy):
-            compare(held, session)
+        if now_us - self._compared_us >= _COMPARE_US:
+            self._compared_us = now_us
+            for session in list(held.busy):
+                compare(held, session)
         held.forget()
         return self._given_out()
 
@@ -130,7 +151,7 @@ class Reconcile:
 
     # -- events ----------------------------------------------------------------------------------------------------------------
 
-    def _take(self, event: Event, stamp: Stamp | None, frame: Frame, index: int, place: str, record_us: int) -> None:
+    def _take(self, event: Event, frame: Frame, index: int, place: str) -> None:
         match event:
             case SourceDeclared():
                 self._held.sources.declared(event)
@@ -168,12 +189,6 @@ class Reconcile:
                 who = f"collector {event.witness}: {event.purpose}"
                 own = Own(who, "", event.server, event.session_id, event.backend_pid, 0, event.at_us, "")
                 own_backend(self._held, own, "")
-            case StatementDefined() | StatementStarted() | StatementFinished() | StatementDenied() | OutcomeResolved():
-                if stamp is not None:
-                    # Its opening may stand in another partition and come later; the stamp says all that is needed of it.
-                    opened = session_opened(self._held, stamp, record_us, frame.writer, place, event_id(frame, index))
-                    if opened.lanes:
-                        statement_recorded(self._held, event, opened, place)
             case GatewayReported():
                 whole_us = event.at_us if not event.backlog_bytes and not event.pending_bytes else 0
                 self._held.state.reports[event.gateway] = (
@@ -201,8 +216,6 @@ class Reconcile:
                 session_observed(self._held, event, place, event_id(frame, index))
             case SessionUnobserved():
                 session_unobserved(self._held, event)
-            case StatementObserved():
-                self._statement_observed(event, place, event_id(frame, index))
             case _:
                 pass
 
@@ -216,6 +229,7 @@ class Reconcile:
                 event.witness, event.kind, event.server, event.connections, event.sees == "statements"
             )
         witness.connections, witness.statements = event.connections, event.sees == "statements"
+        self._held.witnesses_changed()
         witness.began(event.at_us, event.resumed_us)
         for opened in self._held.state.opened.values():
             if opened.connection in witness.connections and witness.statements and not opened.closed_us:
@@ -242,31 +256,32 @@ class Reconcile:
     def _statement_observed(self, event: StatementObserved, place: str, name: str) -> None:
         if event.source == "nested":
             return
-        self._held.count("statements_seen")
+        held = self._held
+        held.count("statements_seen")
         key = f"{event.server}/{event.session_id}"
-        if key not in self._held.state.seen:  # it began before its collector looked
+        if key not in held.state.seen:  # it began before its collector looked
             start_us, pid = start_and_pid(event.session_id)
             began = SessionObserved(
                 start_us, event.witness, event.server, event.session_id, pid, event.user, event.database, event.client, ""
             )
-            session_observed(self._held, began, place, name)
+            session_observed(held, began, place, name)
         observed = Observed(
             event.sequence,
             event.at_us,
-            self._held.now_us,
+            held.now_us,
             f"{place} {name}",
             event.source,
             event.digest,
-            event.text[: self._held.settings.text_characters_max],
+            event.text[: held.settings.text_characters_max],
             event.text_bytes,
             event.rows,
             event.sqlstate,
             event.outcome_known,
         )
-        opened = self._held.gateways(event.server, event.session_id)
+        opened = held.gateways(event.server, event.session_id)
         if opened is not None:
-            observe(self._held, opened, event.witness, observed)
+            observe(held, opened, event.witness, observed)
             return
-        seen = self._held.state.seen[key]
+        seen = held.state.seen[key]
         if seen.verdict in ("", "unexplained"):
-            observe_early(self._held, seen, event.witness, observed)
+            observe_early(held, seen, event.witness, observed)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,7 +18,7 @@ from analytics.orders import ORDERS_AT_ONCE, Order, recorded
 from analytics.settings import AnalyticsSettings
 from analytics.store import Batch, Store, TablesBroken
 from ingest.clock import now_us
-from ingest.events import TOPICS, Frame, SessionEndOrdered, Topic
+from ingest.events import TOPICS, FindingRaised, Frame, SessionEndOrdered, Topic
 from ingest.follow import Follower, Gap, log_gap
 from ingest.histogram import Histogram
 from ingest.log import EventLog, LogCorrupt, LogUnavailable, Partition, Record
@@ -272,7 +272,8 @@ class Runner:
             follower.close()
 
     async def _follow(self, follower: Follower, gaps: list[Gap]) -> None:
-        interval = self._settings.commit_interval_ms / 1000
+        interval = calm = self._settings.commit_interval_ms / 1000
+        urgent = self._settings.finding_commit_interval_ms / 1000
         committed_at = time.monotonic() - interval
         batch: list[tuple[Record, Frame]] = []
         events = 0
@@ -285,6 +286,8 @@ class Runner:
                 self._projection_error = ""
             batch += frames
             events += sum(len(frame.events) for _, frame in frames)
+            if _found(frames):  # somebody may be about to look
+                interval = urgent
             if not batch:
                 # Nothing comes from brokers that are away, either: they are asked, and what they do not answer is told.
                 await self._log.offsets("identity")
@@ -303,6 +306,7 @@ class Runner:
             begun_at = time.monotonic()
             await asyncio.shield(asyncio.to_thread(self._store.ingest, whole))
             batch, events = [], 0
+            interval = calm
             gaps.clear()
             committed_at = time.monotonic()
             self.commits.observe(committed_at - begun_at)
@@ -311,3 +315,9 @@ class Runner:
                 self._current_at = end_at
                 end_at, end = committed_at, self._ends()
             await self._tell()
+
+
+def _found(frames: Sequence[tuple[Record, Frame]]) -> bool:
+    return any(
+        isinstance(event, FindingRaised) for record, frame in frames if record.topic == "findings" for _, event in frame.events
+    )

@@ -10,6 +10,7 @@ class AnalyticsSettings:
 
     # The projector
     commit_interval_ms: int = 500  # a commit of 1 to 100 executions costs 35 to 50 ms of CPU, most of it planning; measured
+    finding_commit_interval_ms: int = 100  # the same where a finding waits to be shown: a shadow must stand there within 2 s
     batch_events_max: int = 20_000  # in one transaction, and what the last poll brought beyond it
     poll_records_max: int = 200  # frames, each of at most about 100 events
     threads: int = 1  # DuckDB's own; the gateway needs the cores
@@ -29,7 +30,7 @@ class AnalyticsSettings:
     orders_pending_max: int = 100_000  # one a live session; beyond it the runner stops with an error
 
     # Inspection: detectors, reconciliation, responses
-    inspection_tick_ms: int = 250  # a shadow session must be told within 2 s
+    inspection_tick_ms: int = 100  # what a step waits for is found this late at most; a shadow session must be told within 2 s
     inspection_checkpoint_seconds: float = 30.0  # what a crash makes the steps read again
     inspection_frames_ahead_max: int = 500  # of one topic, read and not handed to a step
     inspection_ids_max: int = 200_000  # of findings and orders that are known to be recorded

@@ -62,7 +62,7 @@ def _filters() -> dict[str, str]:
     return {name: value for name, value in chosen.items() if value}
 
 
-@st.fragment(run_every=DEFAULTS.refresh_seconds)
+@st.fragment(run_every=DEFAULTS.findings_refresh_seconds)
 def _list(given: dict[str, str]) -> None:
     before = st.query_params.get("before", "")
     try:

@@ -28,6 +28,7 @@ class Settings:
     answer_seconds_max: float = 5.0  # one answer; the API's own cap on a query is shorter
     answer_bytes_max: int = 16 * 2**20  # one answer; Streamlit's own limit for a message to a browser is 200 MB
     refresh_seconds: float = 2.0  # page "Now"
+    findings_refresh_seconds: float = 1.0  # a shadow session is to stand there within 2 s
     list_refresh_seconds: float = 5.0  # of the list on page "Agents", which may be a thousand long
     agents_max: int = 100  # shown in that list at once; a search finds the others
     agent_rows: int = 10  # of one agent's last sessions and findings

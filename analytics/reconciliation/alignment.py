@@ -103,34 +103,35 @@ class Unrecorded:
 Explained: TypeAlias = Pair | Unseen | Unrecorded
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # one is made for each statement that comes, and frozen ones take four times as long to make
 class Context:
     """What is known of the session beside the two lists."""
 
     texts: Mapping[int, Text]
     defined: Mapping[str, int]  # the digests of all that the session ever brought, whether it ran or not
     refused: int  # how many messages the gateway refused, and may have replaced
+    seen_since_us: int  # what began later is not excused
     excused: Callable[[Recorded], bool]  # the collector may not have seen it
 
 
-def heads(recorded: list[Recorded], observed: list[Observed], context: Context) -> list[Pair]:
+def heads(recorded: list[Recorded], observed: list[Observed], context: Context) -> list[tuple[Recorded, Observed]]:
     """Take off what agrees exactly and can only belong together, and what stands for a refusal and can belong to nothing."""
-    found: list[Pair] = []
+    found: list[tuple[Recorded, Observed]] = []
     r = o = 0
     while o < len(observed):
         seen = observed[o]
-        if _stands_for_a_refusal(seen, context):
+        if seen.sqlstate and _stands_for_a_refusal(seen, context):
             o += 1
             continue
         if r == len(recorded):
             break
         ran = recorded[r]
         text = context.texts.get(ran.statement)
-        if text is None or _unseen(ran, context) <= _MAY_BE_UNSEEN:
+        if text is None or not seen.digest or seen.digest != text.digest:
             break
-        if not seen.digest or seen.digest != text.digest or not agrees((ran,), seen):
+        if _may_be_unseen(ran, context) or not _ended_alike(ran, seen):
             break
-        found.append(Pair((ran,), seen, agrees=True))
+        found.append((ran, seen))
         r += 1
         o += 1
     del recorded[:r]
@@ -243,6 +244,8 @@ def _cheapest(
 
 def agrees(recorded: Sequence[Recorded], seen: Observed) -> bool:
     """Whether both tell the same end, as far as the collector knows it."""
+    if len(recorded) == 1:
+        return _ended_alike(recorded[0], seen)
     if any(ran.outcome in ("unknown", "") for ran in recorded):
         return True
     if recorded[0].outcome == "skipped":
@@ -252,10 +255,22 @@ def agrees(recorded: Sequence[Recorded], seen: Observed) -> bool:
     errors = [ran.sqlstate for ran in recorded if ran.outcome == "error"]
     if seen.sqlstate:
         return errors == [seen.sqlstate] or (not errors and recorded[-1].undone)
-    if errors:
+    return not errors
+
+
+def _ended_alike(ran: Recorded, seen: Observed) -> bool:
+    outcome = ran.outcome
+    if outcome == "unknown" or not outcome:
+        return True
+    if outcome == "skipped":
         return False
-    (ran, *more) = recorded
-    return bool(more) or ran.outcome != "ok" or ran.rows < 0 or seen.rows < 0 or ran.rows == seen.rows
+    if not seen.known:
+        return True
+    if outcome == "error":
+        return seen.sqlstate == ran.sqlstate and bool(ran.sqlstate)
+    if seen.sqlstate:
+        return ran.undone
+    return outcome != "ok" or ran.rows < 0 or seen.rows < 0 or ran.rows == seen.rows
 
 
 def _span(recorded: Sequence[Recorded], at: int, end: int, seen: Observed, context: Context) -> tuple[int, int]:
@@ -304,9 +319,15 @@ def _begins_alike(text: Text, seen: Observed) -> bool:
 
 
 def _unseen(ran: Recorded, context: Context) -> int:
-    if not ran.runs or ran.outcome in ("skipped", "unknown", "") or ran.statement not in context.texts or context.excused(ran):
+    if ran.statement not in context.texts or _may_be_unseen(ran, context):
         return _MAY_BE_UNSEEN
     return _ERROR_UNSEEN if ran.outcome == "error" else _ALONE
+
+
+def _may_be_unseen(ran: Recorded, context: Context) -> bool:
+    if not ran.runs or ran.outcome in ("skipped", "unknown", ""):
+        return True
+    return ran.started_us <= context.seen_since_us and context.excused(ran)
 
 
 def _unrecorded(seen: Observed, context: Context) -> int:

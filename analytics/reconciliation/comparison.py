@@ -6,27 +6,38 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Final
 
 from analytics.reconciliation.alignment import Context, Explained, Observed, Pair, Recorded, Unrecorded, Unseen, explain, heads
 from analytics.reconciliation.findings import find, shown
 from analytics.reconciliation.state import SECOND, Held, Lane, Opened
+from analytics.reconciliation.witnessed import FOR_EVER
+
+BEGUN_MAX: Final = 100  # of a collector's sight of a session: matched by their begin, and their end may still be told
 
 
 def pair_heads(held: Held, opened: Opened) -> None:
     """Take off what can only belong together; called whenever one more came."""
     for name, lane in opened.lanes.items():
         if lane.observed:
-            waited = lane.waiting
-            found = heads(lane.recorded, lane.observed, _context(held, opened, name))
-            held.waiting -= waited - lane.waiting
-            for pair in found:
-                matched(held, opened, lane, pair, name)
+            recorded, observed = lane.recorded, lane.observed
+            waited = len(recorded) + len(observed)
+            found = heads(recorded, observed, _context(held, opened, name, lane))
+            held.waiting -= waited - len(recorded) - len(observed)
+            for ran, seen in found:
+                opened.waiting.pop(ran.number, None)  # seen: what other collectors missed is their own loss
+                if not seen.known:
+                    _begun(lane, ran, seen)
+            if found:
+                held.count("statements_matched", len(found))
 
 
-def _context(held: Held, opened: Opened, witness: str) -> Context:
-    eyes = [one for one in held.state.witnesses.values() if one.name == witness and opened.connection in one.connections]
-
-    ignore_us = opened.lanes[witness].ignore_us
+def _context(held: Held, opened: Opened, witness: str, lane: Lane) -> Context:
+    eyes = held.eyes(witness, opened.connection)
+    ignore_us = seen_since_us = lane.ignore_us
+    for one in eyes:
+        if one.unseen_until_us > seen_since_us:
+            seen_since_us = one.unseen_until_us
 
     def excused(ran: Recorded) -> bool:
         ended_us = ran.ended_us or held.now_us
@@ -34,7 +45,7 @@ def _context(held: Held, opened: Opened, witness: str) -> Context:
             return True
         return any(not one.saw_all(opened.session_id, ran.started_us - SECOND, ended_us + SECOND) for one in eyes)
 
-    return Context(opened.texts, opened.defined, opened.denied, excused)
+    return Context(opened.texts, opened.defined, opened.denied, seen_since_us + SECOND if eyes else FOR_EVER, excused)
 
 
 def compare(held: Held, session: str) -> None:
@@ -48,7 +59,7 @@ def compare(held: Held, session: str) -> None:
         settled_o = _settled_observed(held, opened, lane)
         while settled_r or settled_o:
             before = len(lane.recorded), len(lane.observed)
-            context = _context(held, opened, name)
+            context = _context(held, opened, name, lane)
             found = explain(lane.recorded, lane.observed, settled_r, settled_o, context)
             held.waiting -= sum(before) - lane.waiting
             for one in found:
@@ -66,18 +77,15 @@ def compare(held: Held, session: str) -> None:
 
 def _settled_recorded(held: Held, opened: Opened, witness: str, lane: Lane) -> int:
     """How many from the first on: all that the collector will ever tell of them is here."""
-    eyes = next(
-        (one for one in held.state.witnesses.values() if one.name == witness and opened.connection in one.connections), None
-    )
-    if eyes is None:
+    eyes = held.eyes(witness, opened.connection)
+    if not eyes:
         return 0
-    slack_us = int(held.settings.observation_lateness_seconds * SECOND)
+    complete_us = 0 if eyes[0].blind() else eyes[0].complete_us - int(held.settings.observation_lateness_seconds * SECOND)
     settled = 0
     for ran in lane.recorded:
         if not ran.over and not (opened.closed_us and held.late(opened.closed_us)):
             break
-        seen_to_its_end = eyes.complete_us - slack_us > (ran.ended_us or ran.started_us) and not eyes.blind()
-        if not (lane.over or seen_to_its_end):
+        if not (lane.over or complete_us > (ran.ended_us or ran.started_us)):
             break
         settled += 1
     return settled
@@ -115,9 +123,7 @@ def matched(held: Held, opened: Opened, lane: Lane, pair: Pair, witness: str = "
             settled(held, opened, witness, ran, "seen")
     held.count("statements_matched", len(pair.recorded))
     if not pair.observed.known and len(pair.recorded) == 1 and pair.recorded[0].outcome != "unknown":
-        lane.begun[pair.observed.sequence] = pair.recorded[0]
-        if len(lane.begun) > 100:
-            del lane.begun[next(iter(lane.begun))]
+        _begun(lane, pair.recorded[0], pair.observed)
     if pair.agrees:
         return
     ran, seen = pair.recorded[-1], pair.observed
@@ -141,6 +147,12 @@ def matched(held: Held, opened: Opened, lane: Lane, pair: Pair, witness: str = "
         (seen.place, ran.place),
         (("recorded_rows", float(failed.rows)), ("observed_rows", float(seen.rows))),
     )
+
+
+def _begun(lane: Lane, ran: Recorded, observed: Observed) -> None:
+    lane.begun[observed.sequence] = ran
+    if len(lane.begun) > BEGUN_MAX:
+        del lane.begun[next(iter(lane.begun))]
 
 
 def settled(held: Held, opened: Opened, witness: str, ran: Recorded, how: str) -> None:

@@ -6,6 +6,7 @@ What a session calls itself (application_name) proves nothing: it makes us wait 
 
 from __future__ import annotations
 
+import re
 from typing import Final, TypeAlias
 
 from analytics.reconciliation.findings import find_session
@@ -21,6 +22,9 @@ PROCESSES_MAX: Final = 1_000  # of gateways; the one learned first is forgotten 
 FINAL: Final = frozenset({"audited", "ours", "hijacked"})  # what comes later changes nothing of these
 _SERVERS_OWN: Final = ("", "client backend", "walsender")  # all other backend types are PostgreSQL's processes
 _NAMED_OURS: Final = "pgwarden/"
+_OTHERS_OF_OURS: Final = ("pgwarden/control/", "pgwarden/watchdog/", "pgwarden/canary/", "pgwarden/activity/")
+_SESSION: Final = re.compile(r"[0-9a-f]{20}")  # milliseconds of its gateway's clock, and 8 digits of chance: gateway/server.py
+_NAMED_WITHIN_US: Final = 600 * SECOND  # between that time and the backend's start: a login takes seconds, and clocks may differ
 _NEAR_US: Final = 60 * SECOND  # between a backend's start and the word of whoever opened it without knowing the start
 _SAME_START_US: Final = 2 * SECOND  # a process's start is the boot's, turned into wall clock at different moments
 
@@ -63,12 +67,9 @@ def boot_known(held: Held, opened: Opened, boot: int) -> None:
 
 
 def own_backend(held: Held, own: Own, role: str) -> None:
-    held.state.own.append(own)
+    held.add_own(own)
     if role:
         held.state.roles[f"{own.connection}/{role}"] = 1
-    if len(held.state.own) > held.settings.sessions_max:
-        del held.state.own[0]
-        held.count("own_backends_forgotten")
     for key in list(held.pending):
         if held.state.seen[key].backend_pid == own.backend_pid:
             judge(held, key)
@@ -141,7 +142,7 @@ def judge(held: Held, key: str) -> None:
         _verdict(held, key, seen, "unexplained", reason="it is of a time of which not every session is remembered")
         return
     waited_us = held.now_us - seen.seen_us
-    if seen.application_name.startswith(_NAMED_OURS) and not _written_since(held, seen.seen_us):
+    if _may_be_ours(held, seen) and not _written_since(held, seen.seen_us):
         patience_us = held.settings.lateness_seconds * SECOND
     else:
         patience_us = held.settings.patience_ms * 1000
@@ -151,6 +152,19 @@ def judge(held: Held, key: str) -> None:
     if late and waited_us < held.settings.record_lateness_seconds_max * SECOND:
         return
     _not_ours(held, key, seen, late)
+
+
+def _may_be_ours(held: Held, seen: Seen) -> bool:
+    """Whether it calls itself as pgwarden's own do. A session's name says when its gateway began it, and is given once."""
+    name = seen.application_name
+    if name.startswith(_OTHERS_OF_OURS):
+        return True
+    session = name.rpartition("/")[2]
+    if not name.startswith(_NAMED_OURS) or _SESSION.fullmatch(session) is None:
+        return False
+    if session in held.state.opened:
+        return False  # which has a backend of its own
+    return abs(int(session[:12], 16) * 1_000 - seen.at_us) <= _NAMED_WITHIN_US
 
 
 def _written_since(held: Held, seen_us: int) -> bool:
@@ -250,8 +264,8 @@ def _judge_opened(held: Held, key: str, seen: Seen, opened: Opened) -> None:
 
 def _own_of(held: Held, seen: Seen) -> Own | None:
     connections = held.connections_of(seen.server)
-    for own in reversed(held.state.own):
-        if own.backend_pid != seen.backend_pid or (own.server != seen.server and own.connection not in connections):
+    for own in reversed(held.own_of(seen.backend_pid)):
+        if own.server != seen.server and own.connection not in connections:
             continue
         if own.session_id:
             if own.session_id == seen.session_id:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -158,6 +159,10 @@ class Held:
         self.busy: dict[str, None] = {}  # sessions of gateways with something to be explained
         self.effects: list[Effect] = []  # that were not given out
         self.now_us = 0
+        self._eyes: dict[tuple[str, str], list[Witness]] = {}  # as `eyes` gives them
+        self._servers: dict[str, list[str]] = {}
+        self._connections: dict[str, list[str]] = {}
+        self._own: dict[int, list[Own]] = {}  # those of state.own, by pid
         self.waiting = 0  # statements, over all lanes and all that is early; whoever adds or takes off says so
 
     def encode(self) -> bytes:
@@ -179,6 +184,10 @@ class Held:
         self.busy = dict.fromkeys(self.state.opened)
         self.waiting = sum(lane.waiting for opened in self.state.opened.values() for lane in opened.lanes.values())
         self.waiting += sum(len(seen.early) for seen in self.state.seen.values())
+        self._own = {}
+        for own in self.state.own:
+            self._own.setdefault(own.backend_pid, []).append(own)
+        self.witnesses_changed()
 
     def count(self, what: str, more: int = 1) -> None:
         self.state.counts[what] = self.state.counts.get(what, 0) + more
@@ -188,11 +197,29 @@ class Held:
     def witness(self, name: str, server: str) -> Witness | None:
         return self.state.witnesses.get(f"{server}/{name}")
 
+    def witnesses_changed(self) -> None:
+        """One came, or looks at other connections: to be called before anything is asked of them."""
+        self._eyes, self._servers, self._connections = {}, {}, {}
+
+    def eyes(self, witness: str, connection: str) -> list[Witness]:
+        """The collectors of this name that look at the connection: one for each server of it."""
+        key = (witness, connection)
+        if (known := self._eyes.get(key)) is None:
+            witnesses = self.state.witnesses.values()
+            known = self._eyes[key] = [one for one in witnesses if one.name == witness and connection in one.connections]
+        return known
+
     def servers_of(self, connection: str) -> list[str]:
-        return sorted({one.server for one in self.state.witnesses.values() if connection in one.connections})
+        if (known := self._servers.get(connection)) is None:
+            looking = {one.server for one in self.state.witnesses.values() if connection in one.connections}
+            known = self._servers[connection] = sorted(looking)
+        return known
 
     def connections_of(self, server: str) -> list[str]:
-        return sorted({name for one in self.state.witnesses.values() if one.server == server for name in one.connections})
+        if (known := self._connections.get(server)) is None:
+            looked_at = {name for one in self.state.witnesses.values() if one.server == server for name in one.connections}
+            known = self._connections[server] = sorted(looked_at)
+        return known
 
     def gateways(self, server: str, name: str) -> Opened | None:
         """The session that a gateway opened under this name on one of the server's connections."""
@@ -201,6 +228,24 @@ class Held:
             if session is not None:
                 return self.state.opened[session]
         return None
+
+    # -- our own backends ------------------------------------------------------------------------------------------------------
+
+    def add_own(self, own: Own) -> None:
+        """The oldest is forgotten beyond `sessions_max`."""
+        self.state.own.append(own)
+        self._own.setdefault(own.backend_pid, []).append(own)
+        if len(self.state.own) > self.settings.sessions_max:
+            oldest = self.state.own.pop(0)
+            alike = self._own[oldest.backend_pid]
+            del alike[0]  # they stand in the same order
+            if not alike:
+                del self._own[oldest.backend_pid]
+            self.count("own_backends_forgotten")
+
+    def own_of(self, backend_pid: int) -> Sequence[Own]:
+        """Those that had this pid, the oldest first."""
+        return self._own.get(backend_pid, ())
 
     # -- what may still come ---------------------------------------------------------------------------------------------------
 

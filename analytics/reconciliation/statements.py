@@ -19,12 +19,12 @@ _TAG_ROWS: Final = re.compile(r"[A-Z ]+(?:0 )?([0-9]{1,18})")
 
 def statement_recorded(held: Held, event: Statement, opened: Opened, place: str) -> None:
     match event:
-        case StatementDefined():
-            _defined(held, event, opened)
         case StatementStarted():
             _started(held, event, opened, place)
         case StatementFinished():
             _finished(held, event, opened)
+        case StatementDefined():
+            _defined(held, event, opened)
         case StatementDenied():
             opened.denied += 1
         case OutcomeResolved():
@@ -52,11 +52,14 @@ def _started(held: Held, event: StatementStarted, opened: Opened, place: str) ->
     opened.open[event.execution] = ran
     opened.waiting[event.execution] = list(opened.lanes)
     held.busy[opened.session] = None
+    settings = held.settings
     for name, lane in opened.lanes.items():
         lane.recorded.append(ran)
         held.waiting += 1
-        _bound(held, opened, name, lane)
-    _bound_together(held)
+        if len(lane.recorded) > settings.statements_max:
+            _let_go(held, opened, name, lane)
+    if held.waiting > settings.waiting_max:
+        _bound_together(held)
 
 
 def _finished(held: Held, event: StatementFinished, opened: Opened) -> None:
@@ -95,9 +98,11 @@ def observe(held: Held, opened: Opened, witness: str, observed: Observed) -> Non
     lane.observed.append(observed)
     held.waiting += 1
     held.busy[opened.session] = None
-    _bound(held, opened, witness, lane)
+    if len(lane.observed) > held.settings.statements_max:
+        _let_go(held, opened, witness, lane)
     pair_heads(held, opened)
-    _bound_together(held)
+    if held.waiting > held.settings.waiting_max:
+        _bound_together(held)
 
 
 def _told_again(held: Held, opened: Opened, lane: Lane, observed: Observed) -> None:
@@ -121,16 +126,11 @@ def observe_early(held: Held, seen: Seen, witness: str, observed: Observed) -> N
         seen.unkept_us = max(seen.unkept_us, oldest.at_us)
         held.waiting -= 1
         held.count("statements_beyond_the_limit")
-    _bound_together(held)
+    if held.waiting > held.settings.waiting_max:
+        _bound_together(held)
 
 
 # -- limits ----------------------------------------------------------------------------------------------------------------------
-
-
-def _bound(held: Held, opened: Opened, witness: str, lane: Lane) -> None:
-    most = held.settings.statements_max
-    if len(lane.recorded) > most or len(lane.observed) > most:
-        _let_go(held, opened, witness, lane)
 
 
 def _let_go(held: Held, opened: Opened, witness: str, lane: Lane) -> None:
@@ -154,8 +154,6 @@ def _let_go_early(held: Held, seen: Seen) -> None:
 def _bound_together(held: Held) -> None:
     """Where too many wait over all sessions, those with the most are let go of: who floods makes us blind for itself alone."""
     most = held.settings.waiting_max
-    if held.waiting <= most:
-        return
     crowds: list[tuple[int, str, Opened | Seen]] = []
     for session in held.busy:
         opened = held.state.opened[session]

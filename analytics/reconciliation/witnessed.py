@@ -30,6 +30,10 @@ class Witness:
     reported_us: int = 0
     seeing: bool = False
     unseen: list[Interval] = field(default_factory=list)
+    unseen_until_us: int = FOR_EVER  # no interval of them ends later; what began after it needs no look at them
+
+    def __post_init__(self) -> None:
+        self._look_again()
 
     def began(self, at_us: int, resumed_us: int) -> None:
         """Between its last word and now nobody looked, but for what it takes up again."""
@@ -50,12 +54,13 @@ class Witness:
         for one in self.unseen:
             if one.until_us == FOR_EVER:
                 one.until_us = at_us
+        self._look_again()
 
     def blind(self) -> bool:
         return any(one.until_us == FOR_EVER for one in self.unseen)
 
     def saw_all(self, session_id: str, from_us: int, until_us: int) -> bool:
-        return not any(
+        return from_us > self.unseen_until_us or not any(
             one.from_us <= until_us and from_us <= one.until_us and one.session_id in ("", session_id) for one in self.unseen
         )
 
@@ -66,3 +71,7 @@ class Witness:
             until_us = max(first.until_us, second.until_us)
             joined = Interval(min(first.from_us, second.from_us), until_us, "", "several gaps of long ago")
             self.unseen[:2] = [joined]
+        self.unseen_until_us = max(self.unseen_until_us, interval.until_us)
+
+    def _look_again(self) -> None:
+        self.unseen_until_us = max((one.until_us for one in self.unseen), default=0)

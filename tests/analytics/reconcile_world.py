@@ -66,6 +66,11 @@ class _Stream:
     events: list[tuple[int, str, Event, Stamp | None]] = field(default_factory=list)
 
 
+def called(agent: str, at_us: int, number: int) -> str:
+    """As a gateway calls the session of an agent that it begins at that time."""
+    return f"pgwarden/{agent}/{at_us // 1_000:012x}{number:08x}"
+
+
 class World:
     """One seed, one history. `collectors` see the same server, in their own ways."""
 
@@ -179,7 +184,7 @@ class World:
                 port_seen += 1
             for _ in range(hijacks - 1):
                 self._elsewhere()
-        self._session_seen(name, pid, begin_us, ROLE, f"127.0.0.1:{port_seen}", f"pgwarden/{agent}/s{number}", process)
+        self._session_seen(name, pid, begin_us, ROLE, f"127.0.0.1:{port_seen}", called(agent, begin_us, number), process)
         self.said("gw-1", begin_us + 3_000, SessionOpened(begin_us, under, "scram", "k", 0, "psql", "", "3.0", "group"), agent)
         _Work(self, under, name, [kind for kind in kinds if kind in ("unaudited", "phantom", "miscounted")]).run()
         end_us = self.now_us
@@ -191,7 +196,7 @@ class World:
     def _shadow(self) -> None:
         pid, at_us = next(self.pids), self.now_us + self.chance.randrange(SECOND)
         name = session_id(at_us, pid)
-        calls = self.chance.choice(("psql", "pgwarden/agent-1/s1"))  # which anybody can choose
+        calls = self.chance.choice(("psql", called("agent-1", at_us, 99)))  # which anybody can choose
         self._session_seen(name, pid, at_us, "intruder", "10.9.9.9:5555", calls, (5_000, at_us))
         self.violations.append(Violation("shadow", name, ""))
         for collector in self.collectors:
@@ -201,7 +206,7 @@ class World:
         """The gateway's own role, from somewhere else."""
         pid, at_us = next(self.pids), self.now_us + self.chance.randrange(SECOND)
         name = session_id(at_us, pid)
-        self._session_seen(name, pid, at_us, ROLE, "10.8.8.8:4444", "pgwarden/agent-1/s1", (6_000, at_us))
+        self._session_seen(name, pid, at_us, ROLE, "10.8.8.8:4444", called("agent-1", at_us, 98), (6_000, at_us))
         self.violations.append(Violation("hijacked", name, ""))
 
     def ran(

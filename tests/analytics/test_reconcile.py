@@ -31,7 +31,7 @@ from ingest.events import (
 )
 from ingest.frames import TOPIC_OF, Framer, decode
 from ingest.log import Record
-from tests.analytics.reconcile_world import SERVER, USUAL, World, run
+from tests.analytics.reconcile_world import SERVER, USUAL, World, called, run
 from tests.analytics.scenario import SECOND, START_US, stamp
 
 POLICIES = [
@@ -171,17 +171,34 @@ def test_a_shadow_session_is_told_within_a_second_with_who_it_is() -> None:
 
 def test_a_session_that_bears_a_gateways_name_is_waited_for_and_then_told_all_the_same() -> None:
     desk = Desk()
-    desk.seen(application_name="pgwarden/reporting/0123456789ab01234567")
+    desk.seen(application_name=called("reporting", desk.now_us, 1))
     desk.wait(3)
     assert desk.told() == []
     desk.wait(3)
     assert desk.told() == ["shadow"]
 
 
+@pytest.mark.parametrize("name", ["of another time", "of a session that has its backend", "of no form that ours have"])
+def test_a_gateways_name_that_cannot_be_buys_no_time(name: str) -> None:
+    desk = Desk()
+    taken = called("reporting", desk.now_us, 1)
+    desk.opened(7, 5555, taken.rpartition("/")[2])
+    desk.seen(7)
+    desk.wait(10)
+    forged = {
+        "of another time": called("reporting", desk.now_us - 3_600 * SECOND, 2),
+        "of a session that has its backend": taken,
+        "of no form that ours have": "pgwarden/reporting/1",
+    }[name]
+    desk.seen(8, client="10.9.9.9:5556", user="reporting", application_name=forged)
+    desk.wait(1)
+    assert desk.told() == ["shadow"]
+
+
 def test_a_gateways_word_that_comes_late_is_in_time() -> None:
     desk = Desk()
     under = stamp("s1", "reporting", backend_pid=7, backend_start_us=desk.now_us, upstream_port=5555)
-    desk.seen(application_name="pgwarden/reporting/s1")
+    desk.seen(application_name=called("reporting", desk.now_us, 1))
     desk.wait(2)
     desk.record(SessionOpened(desk.now_us, under, "scram", "k", 0, "", "", "3.0", "group"))
     desk.wait(10)
@@ -323,7 +340,7 @@ def test_what_is_beyond_the_limits_is_counted_and_claimed_of_nobody() -> None:
 def test_of_what_was_not_kept_of_a_session_before_its_gateways_word_nothing_is_claimed() -> None:
     desk = Desk(statements_max=8, lateness_seconds=60.0)
     under = stamp("s1", "reporting", backend_pid=7, backend_start_us=desk.now_us, upstream_port=5555)
-    name = desk.seen(client="10.9.9.9:5555", application_name="pgwarden/reporting/s1").session_id
+    name = desk.seen(client="10.9.9.9:5555", application_name=called("reporting", desk.now_us, 1)).session_id
     ran = [desk.now_us + number * SECOND for number in range(1, 11)]
     desk.now_us = ran[-1] + SECOND
     for number, at_us in enumerate(ran, 1):  # two more than are kept

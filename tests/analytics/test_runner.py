@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from analytics.runner import Runner
 from analytics.settings import AnalyticsSettings
 from analytics.store import Batch, Store, TablesBroken
-from ingest.events import AgentReinstated, AgentRevoked, SessionEndOrdered
+from ingest.events import AgentReinstated, AgentRevoked, FindingRaised, SessionEndOrdered
 from ingest.log import LogUnavailable, Partition
 from ingest.log.segments import SegmentLog
 from ingest.settings import LogSettings
@@ -79,6 +80,22 @@ async def test_what_is_appended_reaches_the_tables(log: SegmentLog, settings: An
         lag = runner.lag()
         assert (lag.records, lag.seconds, lag.enforcement_records) == (0, 0.0, 0)
         assert (lag.projection_error, lag.enforcement_error) == ("", "")
+
+
+async def test_a_finding_does_not_wait_until_the_tables_are_due(log: SegmentLog, settings: AnalyticsSettings) -> None:
+    async with running(log, replace(settings, commit_interval_ms=60_000), Orders()) as (runner, store):
+        api = Writer(log, "api", 9)
+        for number in range(2):
+            await asyncio.sleep(0.3)
+            api.add("reporter", AgentRevoked(START_US + number, "reporter", "leaked", "op"))
+            await api.write()
+        await asyncio.sleep(0.3)
+        assert runner.lag().records == 1  # the first is in the tables, and the next commit is due in a minute
+        api.add("reporter", FindingRaised(START_US + 2, "f-1", "shadow", "", "", "critical", "somebody", ()))
+        await api.write()
+        async with asyncio.timeout(30):
+            await runner.caught_up()
+        assert (await asyncio.to_thread(store.read, "select detector from raised_findings", {})).rows == [("shadow",)]
 
 
 async def test_tables_that_keep_pace_with_unbroken_work_are_not_called_late(log: SegmentLog, settings: AnalyticsSettings) -> None:
