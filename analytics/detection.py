@@ -321,7 +321,7 @@ class Detection:
         for catalog in shape.relations:
             if catalog.startswith(probing.CATALOGS) and catalog not in agent.tables.names and agent.days > 1:
                 self._suspect(name, probing.tried(agent, catalog, settings), at_us, id_)
-        self._suspect(name, outside_task.defined(agent, session.task, shape, day, settings), at_us, id_)
+        self._suspect(name, outside_task.defined(agent, session, shape, day, settings), at_us, id_)
         self._suspect(name, new_table.defined(agent, role, shape, day, settings), at_us, id_)
         self._suspect(name, new_shape.defined(agent, role, shape, day, settings), at_us, id_)
         self._suspect(name, new_operation.defined(agent, role, shape, day, settings), at_us, id_)

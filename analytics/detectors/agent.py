@@ -54,6 +54,7 @@ class Session(msgspec.Struct, array_like=True):
     running: dict[int, Shape] = msgspec.field(default_factory=dict)
     fresh: dict[int, None] = msgspec.field(default_factory=dict)  # texts that were defined and never executed
     over: bool = False  # its last events may still come
+    strange: int = 0  # kinds of statements that only other tasks had sent
 
 
 class Window(msgspec.Struct, array_like=True):
@@ -118,6 +119,8 @@ class Agent(msgspec.Struct, array_like=True):
     today_rows: int = 0
     rules: dict[str, int] = msgspec.field(default_factory=dict)  # that let statements through, each with the newest day
     loop_us: int = 0  # when a loop was last seen
+    task_shapes: dict[str, dict[str, int]] = msgspec.field(default_factory=dict)  # kinds of statements by task, each with its day
+    task_shape_new: dict[str, tuple[int, int]] = msgspec.field(default_factory=dict)  # the last two days on which it took one up
 
     def ripe(self, settings: Settings) -> bool:
         return self.days > settings.warm_up_days

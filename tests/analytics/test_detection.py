@@ -93,7 +93,7 @@ class Life:
             events.append(StatementFinished(self.executions, outcome, sqlstate, "", rows, 0, rows * 20, 500))
         self.tell("statements", *events, under=self.session)
 
-    def works(self, days: int = 9, an_hour: int = 12, tasks: Sequence[str] = ("",)) -> Life:
+    def works(self, days: int = 9, an_hour: int = 12, tasks: Sequence[str] = ("",), shared: str = "") -> Life:
         """Days of office work, from 8 to 16, five shapes on two tables; ends on the next morning."""
         for _ in range(days):
             midnight = self.us - self.us % DAY
@@ -103,7 +103,7 @@ class Life:
                     task = tasks[hour % len(tasks)]
                     self.opens(task=task)
                     for n in range(an_hour):
-                        table = "public.orders" if not task else f"public.{task}"
+                        table = shared or ("public.orders" if not task else f"public.{task}")
                         self.does(f"shape{n % 5}{task}", table, rows=20 + n % 7, wait=3 * MINUTE)
             self.us = midnight + DAY
         self.us += 9 * HOUR
@@ -245,6 +245,27 @@ def test_a_task_that_does_what_only_another_does_is_told() -> None:
     assert life.says() == []
     life.does("odder", "public.stock")
     assert life.says() == ["outside its task"]
+
+
+def test_tasks_that_share_their_tables_are_told_apart_by_their_statements() -> None:
+    life = settled(tasks=("billing", "stock"), shared="public.orders")
+    life.opens(task="billing")
+    life.does("shape1stock", "public.orders")
+    assert life.says() == []  # one may be what both need
+    life.does("shape2stock", "public.orders")
+    assert life.says() == ["outside its task"]
+
+
+def test_a_task_whose_statements_change_daily_has_no_bounds_to_leave() -> None:
+    life = settled(tasks=("billing", "stock"), days=0)
+    for day in range(9):
+        life.works(1, tasks=("billing", "stock"))
+        life.opens(task="billing")
+        life.does(f"adhoc{day}", "public.billing")
+        life.us += DAY - life.us % DAY
+    life.opens(task="billing")
+    life.does("odder", "public.stock")
+    assert "outside its task" not in life.says()
 
 
 def test_days_that_grow_are_drift_and_one_busy_day_is_none() -> None:
