@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import msgspec
 
 from analytics.inspection import Effect, Respond, Response
+from analytics.settings import ResponsesSettings
 from analytics.triage import EVERY_AGENT
 from identity.commands import OURS, HoldAgent, RevokeAgent, ThrottleAgent
 from identity.restraints import Restraints
@@ -33,16 +33,6 @@ HOUR_US: Final = 3_600_000_000
 REASON_CHARACTERS_MAX: Final = 900  # of the thousand that a command takes
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    age_seconds_max: int = 600  # an older finding is history
-    an_hour_max: int = 20  # answers
-    throttle_per_minute: int = 30  # statements, of an agent that a finding throttles
-
-
-SETTINGS: Final = Settings()
-
-
 class _State(msgspec.Struct, array_like=True):
     chosen: list[ResponseChosen] = msgspec.field(default_factory=list)
     muted_until_us: dict[str, int] = msgspec.field(default_factory=dict)  # by detector and agent
@@ -57,7 +47,7 @@ class Responses:
     version = 1
     topics: tuple[Topic, ...] = ("identity", "findings")
 
-    def __init__(self, settings: Settings = SETTINGS) -> None:
+    def __init__(self, settings: ResponsesSettings) -> None:
         self._settings = settings
         self._state = _State()
         self._restraints = Restraints()

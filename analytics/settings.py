@@ -82,3 +82,10 @@ class ReconcileSettings:
     texts_max: int = 2_000  # of one session that are remembered
     text_characters_max: int = 1_000  # of a text's start, where a collector has cut it
     findings_per_session_max: int = 50  # of one kind; what is beyond is counted
+
+
+@dataclass(frozen=True, slots=True)
+class ResponsesSettings:
+    age_seconds_max: int = 600  # an older finding is history, and not answered
+    an_hour_max: int = 20  # answers, for all agents together
+    throttle_per_minute: int = 30  # statements at each gateway, of an agent that a finding throttles

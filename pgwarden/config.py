@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Final, Literal, TypeAlias, cast, get_args
 from urllib.parse import urlsplit
 
-from analytics.settings import ReconcileSettings
+from analytics.settings import ReconcileSettings, ResponsesSettings
 from identity import agent_keys, commands
 from identity.refusal import Refusal
 from identity.roles import ROLES, Role
@@ -190,6 +190,7 @@ class Config:
     operators: Mapping[str, OperatorConfig]
     metrics: MetricsConfig | None = None  # exactly where the file has [metrics]
     reconcile: ReconcileSettings = field(default_factory=ReconcileSettings)
+    responses: ResponsesSettings = field(default_factory=ResponsesSettings)
     webhooks: Mapping[str, WebhookConfig] = field(default_factory=lambda: MappingProxyType({}))  # by name
     warnings: tuple[Problem, ...] = ()  # allowed, but less than safe; each start prints them
 
@@ -256,6 +257,7 @@ class _Reading:
         collector_tables = file.named_tables("collectors", settings.COLLECTOR)
         collectors = {name: self.collector(name, table, connections) for name, table in collector_tables.items()}
         reconcile = self.reconcile(file.table("reconcile", settings.RECONCILE), collectors)
+        responses = self.responses(file.table("responses", settings.RESPONSES))
         issuer_tables = file.named_tables("issuers", settings.ISSUER)
         issuers = {name: rules for name, table in issuer_tables.items() if (rules := self.issuer(name, table)) is not None}
         dashboard = DashboardConfig(*dashboard_listen, self.sign_in(dashboard_table, issuer_tables, issuers))
@@ -292,6 +294,7 @@ class _Reading:
             operators=MappingProxyType(operators),
             metrics=metrics,
             reconcile=reconcile,
+            responses=responses,
             webhooks=MappingProxyType(webhooks),
             warnings=tuple(self.report.warnings),
         )
@@ -308,6 +311,15 @@ class _Reading:
         )
         if chosen.kill_shadow and not collectors:
             table.warning("is true, and there is no [collectors.NAME]: nobody sees a shadow", "write one", "kill_shadow")
+        table.finish()
+        return chosen
+
+    def responses(self, table: Table) -> ResponsesSettings:
+        chosen = ResponsesSettings(
+            age_seconds_max=table.whole("age_seconds_max", 10, 86_400),
+            an_hour_max=table.whole("an_hour_max", 0, 10_000),
+            throttle_per_minute=table.whole("throttle_per_minute", 1, 100_000),
+        )
         table.finish()
         return chosen
 

@@ -25,7 +25,7 @@ _log: Final = logging.getLogger("pgwarden.api")
 
 def inspections(config: Config) -> Sequence[Callable[[], Inspection]]:
     """Each makes a step that knows nothing yet."""
-    return (Detection, lambda: Reconcile(config.reconcile), Responses)
+    return (Detection, lambda: Reconcile(config.reconcile), lambda: Responses(config.responses))
 
 
 def acting(registrar: Registrar) -> Act:

@@ -7,7 +7,7 @@ from dataclasses import MISSING, dataclass, fields
 from types import MappingProxyType
 from typing import Final
 
-from analytics.settings import ReconcileSettings
+from analytics.settings import ReconcileSettings, ResponsesSettings
 from identity.settings import IssuerRules
 from ingest.settings import PARTITIONS, KafkaSettings, RelaySettings
 from pgwarden.webhook_kinds import KINDS
@@ -213,6 +213,18 @@ RECONCILE: Final = (
     Setting("waiting_max", _RECONCILE.waiting_max, "statements", "How many of all sessions together wait for theirs."),
 )
 
+_RESPONSES: Final = ResponsesSettings()
+
+RESPONSES: Final = (
+    Setting("age_seconds_max", _RESPONSES.age_seconds_max, "seconds", "A finding that is older when it is read is not answered."),
+    Setting(
+        "an_hour_max", _RESPONSES.an_hour_max, "answers", "How many findings are answered within an hour, of all agents together."
+    ),
+    Setting(
+        "throttle_per_minute", _RESPONSES.throttle_per_minute, "statements", "How fast an agent may go that a finding throttles."
+    ),
+)
+
 AGENT: Final = (
     Setting("description", None, "text", "What the agent does."),
     Setting("owner", None, "text", "The person or team that answers for it."),
@@ -308,6 +320,7 @@ TABLES: Final[Mapping[str, tuple[Setting, ...]]] = MappingProxyType(
         "connections.NAME": CONNECTION,
         "collectors.NAME": COLLECTOR,
         "reconcile": RECONCILE,
+        "responses": RESPONSES,
         "issuers.NAME": ISSUER,
         "agents.NAME": AGENT,
         "agents.NAME.grants": GRANT,

@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from analytics.inspection import Effect, Respond
-from analytics.responses import LIMITED, Responses, Settings
+from analytics.responses import LIMITED, Responses
+from analytics.settings import ResponsesSettings
 from identity.commands import HoldAgent, RevokeAgent, ThrottleAgent
 from ingest.events import Event, FindingRaised, FindingsMuted, FindingsUnmuted, Frame, ResponseChosen
 from ingest.log import Record
@@ -30,7 +29,7 @@ def tell(responses: Responses, *events: Event, now_us: int = START_US + MINUTE) 
     [("throttle", ThrottleAgent), ("approval", HoldAgent), ("revoke", RevokeAgent)],
 )
 def test_a_finding_is_answered_as_was_chosen_and_named(response: str, command: type) -> None:
-    (effect,) = tell(Responses(), chosen(response), raised())
+    (effect,) = tell(Responses(ResponsesSettings()), chosen(response), raised())
     assert isinstance(effect, Respond)
     assert isinstance(effect.command, command)
     assert (effect.key, effect.command.agent, effect.command.finding) == ("finding:f-1", "a", "f-1")
@@ -38,14 +37,14 @@ def test_a_finding_is_answered_as_was_chosen_and_named(response: str, command: t
 
 
 def test_nothing_is_answered_unless_it_was_chosen() -> None:
-    assert tell(Responses(), raised()) == []
-    assert tell(Responses(), chosen("revoke"), chosen("observe", at_us=START_US + 1), raised()) == []
-    assert tell(Responses(), chosen("revoke", agent="b"), raised()) == []
-    assert tell(Responses(), chosen("revoke", detector="volume"), raised()) == []
+    assert tell(Responses(ResponsesSettings()), raised()) == []
+    assert tell(Responses(ResponsesSettings()), chosen("revoke"), chosen("observe", at_us=START_US + 1), raised()) == []
+    assert tell(Responses(ResponsesSettings()), chosen("revoke", agent="b"), raised()) == []
+    assert tell(Responses(ResponsesSettings()), chosen("revoke", detector="volume"), raised()) == []
 
 
 def test_the_closest_choice_counts() -> None:
-    responses = Responses()
+    responses = Responses(ResponsesSettings())
     tell(responses, chosen("revoke", "*", "*"), chosen("throttle", "hot loop", "*"), chosen("observe", "hot loop", "a"))
     assert tell(responses, raised()) == []
     (for_b,) = tell(responses, raised(2, agent="b"))
@@ -57,11 +56,11 @@ def test_the_closest_choice_counts() -> None:
 
 
 def test_an_old_finding_that_is_read_again_is_not_answered() -> None:
-    assert tell(Responses(), chosen("revoke"), raised(), now_us=START_US + 20 * MINUTE) == []
+    assert tell(Responses(ResponsesSettings()), chosen("revoke"), raised(), now_us=START_US + 20 * MINUTE) == []
 
 
 def test_what_is_muted_is_not_answered_until_it_no_longer_is() -> None:
-    responses = Responses()
+    responses = Responses(ResponsesSettings())
     tell(responses, chosen("revoke"), FindingsMuted(START_US, "hot loop", "*", START_US + 9 * MINUTE, "op", "why"))
     assert tell(responses, raised()) == []
     tell(responses, FindingsUnmuted(START_US + 1, "hot loop", "*", "op", ""))
@@ -69,11 +68,11 @@ def test_what_is_muted_is_not_answered_until_it_no_longer_is() -> None:
 
 
 def test_a_finding_of_nobody_is_not_answered() -> None:
-    assert tell(Responses(), chosen("revoke", "*", "*"), raised(agent="")) == []
+    assert tell(Responses(ResponsesSettings()), chosen("revoke", "*", "*"), raised(agent="")) == []
 
 
 def test_beyond_so_many_an_hour_nothing_is_answered_and_that_is_told_once() -> None:
-    responses = Responses(Settings(an_hour_max=3))
+    responses = Responses(ResponsesSettings(an_hour_max=3))
     tell(responses, chosen("revoke", "*", "*"))
     effects = [effect for number in range(9) for effect in tell(responses, raised(number))]
     assert [type(effect) for effect in effects] == [Respond, Respond, Respond, FindingRaised]
@@ -90,7 +89,7 @@ def replace_agent(finding: FindingRaised) -> FindingRaised:
 
 
 def test_a_restart_keeps_what_was_chosen_muted_and_answered() -> None:
-    settings = replace(Settings(), an_hour_max=2)
+    settings = ResponsesSettings(an_hour_max=2)
     before = Responses(settings)
     tell(before, chosen("revoke"), FindingsMuted(START_US, "hot loop", "b", START_US + 9 * MINUTE, "op", "why"), raised())
     after = Responses(settings)
@@ -98,4 +97,4 @@ def test_a_restart_keeps_what_was_chosen_muted_and_answered() -> None:
     assert len(tell(after, raised(2))) == 1
     assert isinstance(tell(after, raised(3))[0], FindingRaised)
     with pytest.raises(ValueError, match="not what this version keeps"):
-        Responses().restore(b"\xc1")
+        Responses(ResponsesSettings()).restore(b"\xc1")
