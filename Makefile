@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 TESTS ?= tests
+WORKERS ?= 2
 
 .PHONY: up test all-tests kafka keycloak bpf wheel postgres-versions check format lint types contracts promises bench bench-backbone bench-collect bench-metrics bench-detect bench-desk bench-witness clean
 
@@ -13,10 +14,12 @@ up: $(VENV)/runtime
 
 # The everyday part: what takes seconds, kills processes or fills disks is left to `make check`.
 test: $(VENV)/development
-	@$(BIN)/python -m pytest -m "not slow and not faults" $(TESTS) $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not faults" $(TESTS) $(ARGS)
 
+# What kills processes and fills disks has the machine to itself.
 all-tests: $(VENV)/development
-	@$(BIN)/python -m pytest $(TESTS) $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not faults" $(TESTS) $(ARGS)
+	@$(BIN)/python -m pytest -m faults $(TESTS) $(ARGS)
 
 # A real Apache Kafka for the tests, 54 MB from Maven Central. Without it, or without Java, what needs a broker is skipped.
 kafka: $(VENV)/kafka/lib

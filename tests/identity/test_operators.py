@@ -41,7 +41,7 @@ def operators(people: People | None = None, **limits: float) -> Operators:
     )
 
 
-@pytest.mark.parametrize(("key", "name", "role"), [(ALICE, "alice", "administrator"), (BOB, "bob", "viewer")])
+@pytest.mark.parametrize(("key", "name", "role"), [(ALICE, "alice", "administrator"), (BOB, "bob", "viewer")], ids=["alice", "bob"])
 async def test_a_key_names_its_holder_and_their_role(key: str, name: str, role: Role) -> None:
     assert await operators().authenticate(f"Bearer {key}", PEER, NOW_US) == Operator(name, name, "key", role, "")
 
