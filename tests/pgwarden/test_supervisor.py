@@ -96,7 +96,7 @@ def test_what_does_not_listen_is_killed_with_all_that_it_started(tmp_path: Path)
         )
         pids = [supervisor.pid("deaf"), int(note.read_text())]
         begun = time.monotonic()
-    assert 0.9 < time.monotonic() - begun < 3
+    assert 0.9 < time.monotonic() - begun < 10  # it is asked for a second; a loaded machine takes its time to kill
     assert not any(alive(pid) for pid in pids)
 
 

@@ -152,9 +152,13 @@ def test_tail_prints_a_line_each_and_nothing_that_a_terminal_would_obey(
     assert "not yours" in lines[1]
     # What happened between the two runs is told by the second, and nothing twice.
     happens(folder, "s-5")
-    with tail(folder, "--resume", str(kept), "--json", "--for", "2") as second:
-        out, _ = second.communicate(timeout=30)
-    assert [(item["session"], item["kind"]) for item in map(json.loads, out.splitlines())] == [
+    with tail(folder, "--resume", str(kept), "--json", "--for", "20") as second:
+        assert second.stdout is not None
+        told = [second.stdout.readline() for _ in range(3)]
+        second.send_signal(signal.SIGINT)
+        rest, _ = second.communicate(timeout=30)
+    assert rest == ""
+    assert [(item["session"], item["kind"]) for item in map(json.loads, told)] == [
         ("s-5", "statement"),
         ("s-5", "statement denied"),
         ("s-5", "statement finished"),
