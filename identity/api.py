@@ -78,7 +78,7 @@ APPLIED_INTERVAL_SECONDS: Final = 0.01  # between the first two looks; twice as 
 
 Answer: TypeAlias = dict[str, "str | int | bool | list[str] | None"]
 
-_ENDING: Final = (
+_FOLLOWED: Final = (
     AgentRevoked,
     AgentRetired,
     AllRevoked,
@@ -89,8 +89,10 @@ _ENDING: Final = (
     GrantNarrowed,
     AgentThrottled,
     AgentHeld,
+    AgentUnthrottled,
+    AgentReleased,
 )
-"""Takes something away. The answer says whether every gateway knows."""
+"""Takes something away, or lets go of what is held back. The answer says whether every gateway knows."""
 
 _STATUS_OF: Final = {"invalid": 422, "missing": 404, "forbidden": 403, "conflict": 409}
 THROUGH_HEADER: Final = "Pgwarden-Through"
@@ -219,7 +221,7 @@ def router(registrar: Registrar, authenticate: Authenticate, applied: Applied, a
             case Done(event, repeated, new_key):
                 headers = {"Idempotency-Replayed": "true"} if repeated else {}
                 answer = _answer(event, new_key)
-                if isinstance(event, _ENDING):
+                if isinstance(event, _FOLLOWED):
                     waiting_for = await _waiting_for(applied, event.at_us)
                     answer |= {"applied": not waiting_for, "waiting_for": sorted(waiting_for)}
                 return JSONResponse(answer, status, headers)

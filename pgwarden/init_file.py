@@ -61,6 +61,17 @@ sslmode = "verify-full"
 # Where unqualified names are looked up. Agents cannot change it.
 search_path = ["public"]
 
+# What collectors see is held against the record: see docs/reconcile.md. Declare backups and the like before this is turned on.
+[reconcile]
+#kill_shadow = false
+
+# What findings lead to by themselves, and how often: see docs/findings.md.
+[responses]
+#age_seconds_max = 600
+#an_hour_max = 20
+# Statements a minute at each gateway, of an agent that a finding throttles.
+#throttle_per_minute = 30
+
 # Who signs the tokens of agents, one table for each. Without one, agents use keys.
 #[issuers.keycloak]
 #issuer = "https://idp.example/realms/agents"

@@ -333,6 +333,15 @@ async def test_a_gateway_that_does_not_follow_is_named_after_a_second(api: House
     assert len(api.gateways.asked) < 12
 
 
+@pytest.mark.parametrize(("back", "forth"), [("hold", "release"), ("throttle", "unthrottle")])
+async def test_the_answer_says_whether_every_gateway_lets_go_of_an_agent(api: House, back: str, forth: str) -> None:
+    await api.agent()
+    await api.post(f"/v1/agents/reporter/{back}", {"reason": "odd", **({"per_minute": 30} if back == "throttle" else {})})
+    api.gateways.knows = {"gateway-1": 2**62, "gateway-2": 1}
+    answer = (await api.post(f"/v1/agents/reporter/{forth}", {"reason": "explained"})).json()
+    assert (answer["applied"], answer["waiting_for"]) == (False, ["gateway-2"])
+
+
 async def test_what_takes_nothing_away_waits_for_nobody(api: House) -> None:
     api.gateways.knows = {"gateway-1": 1}
     await api.agent()

@@ -224,6 +224,15 @@ def test_a_gateway_that_does_not_act_on_it_is_named_and_exits_with_1(
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(("verb", "said"), [("release", "is released"), ("unthrottle", "is throttled no more")])
+def test_letting_go_waits_for_the_gateways_too(peer: Peer, capsys: pytest.CaptureFixture[str], verb: str, said: str) -> None:
+    peer.script = taken([False, True])
+    assert main([verb, "a", "--api", peer.url]) == 0
+    assert capsys.readouterr().out == f"a {said}\n"
+    assert peer.asked == [("POST", f"/v1/agents/a/{verb}")] * 2
+
+
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(
     ("line", "path", "body"),
     [
