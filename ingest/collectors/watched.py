@@ -101,8 +101,10 @@ class Watched:
     async def record(self, observations: Sequence[Observation | WitnessConnected]) -> int:
         self._start()
         self._sight.told(observations)
+        recorder, bytes_max = self._recorder, self._settings.pending_bytes_max
         for observation in observations:
-            await self._room()
+            if recorder.pending_bytes > bytes_max:
+                await self._room()
             self._take(observation, flush=False)
         return self._ticket
 
