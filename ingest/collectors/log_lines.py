@@ -147,7 +147,7 @@ class Clock:
 
     def __init__(self) -> None:
         self._last = ""
-        self._last_us = 0
+        self._last_us = -1
         self._second = ""
         self._second_us = 0
         self._millis: dict[str, int] = {}  # of what follows the second, in its zone: at most a thousand

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from ingest.collectors.ebpf import layout, libbpf, versions
+from ingest.collectors.ebpf.clocks import wall_us
 from ingest.collectors.ebpf.server import Postmaster, Probed, ServerUnknown, postmaster, probed, title
 
 _ARCHITECTURES: Final = {"x86_64": "x86", "aarch64": "arm64"}
@@ -132,6 +133,7 @@ class Probes:
                 loaded.pin_map(name, self.folder / f"map-{name}")
             now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
             libbpf.update(loaded.map_fd("made"), _U32.pack(0), struct.pack("<Q", now))
+            libbpf.update(loaded.map_fd("made"), _U32.pack(2), struct.pack("<q", wall_us(0)))
             for name in _KERNEL:
                 loaded.attach(name, self.folder / f"kernel-{name}")
         self._object = loaded

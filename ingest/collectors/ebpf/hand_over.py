@@ -41,7 +41,7 @@ class Maps:
     ring: Ring
     spill: Ring
     counters: mmap.mmap
-    made: mmap.mmap  # two numbers: when it was made, up to when all is recorded
+    made: mmap.mmap  # three numbers: when it was made, up to when all is recorded, and the wall clock then
     announced_fd: int
     ring_bytes: int
     nested: bool
@@ -139,8 +139,9 @@ class HandOver:
         peer.setblocking(False)
         maps = self._maps
         client = _Client(peer, maps.ring.consumed, maps.spill.consumed)
-        made_ns, recorded_ns = struct.unpack_from("<QQ", maps.made)
-        client.out += messages.as_json(messages.HELLO, Hello(messages.PROTOCOL, made_ns, recorded_ns, maps.ring_bytes, maps.nested))
+        made_ns, recorded_ns, wall_us = struct.unpack_from("<QQq", maps.made)
+        hello = Hello(messages.PROTOCOL, made_ns, recorded_ns, maps.ring_bytes, maps.nested, wall_us)
+        client.out += messages.as_json(messages.HELLO, hello)
         self._announce(client)
         self._client = client
 

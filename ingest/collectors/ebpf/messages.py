@@ -37,6 +37,7 @@ class Hello(msgspec.Struct, frozen=True):
     recorded_ns: int  # all that ended before was recorded by an earlier client; 0 = nothing was
     ring_bytes: int
     nested: bool
+    wall_us: int  # the wall clock less CLOCK_BOOTTIME when the ring was made: who reads again tells the same times
 
 
 class Status(msgspec.Struct, frozen=True):

@@ -17,6 +17,7 @@ from ingest.clock import now_us
 from ingest.collectors.collector import CollectorState, Kind, Observation, Outlet, Sees
 from ingest.collectors.ebpf import messages
 from ingest.collectors.ebpf.cgroups import Cgroups
+from ingest.collectors.ebpf.clocks import wall_us
 from ingest.collectors.ebpf.decode import Decoding, RingInvalid
 from ingest.collectors.ebpf.messages import LetGo, Malformed, Status
 from ingest.collectors.settings import TextPolicy
@@ -47,6 +48,7 @@ class EbpfCollector:
         self._cgroups = Cgroups()
         self.decoding = Decoding(name, server)
         self._made_ns = 0
+        self._wall_us = 0
         self._ring_bytes = 0
         self._ring_end = 0  # read so far
         self._spill_end = 0
@@ -117,39 +119,40 @@ class EbpfCollector:
 
     def _greet(self, hello: messages.Hello) -> None:
         self._ring_bytes = hello.ring_bytes
+        self._wall_us = wall_us(hello.wall_us)
         if hello.made_ns != self._made_ns:  # a ring of its own: its sessions count from the start
             self._made_ns = hello.made_ns
             self.decoding = Decoding(self.name, self.server, lost=self.decoding.lost)
             self._ring_end = self._spill_end = 0
         if not self.resumed_us:
-            self.resumed_us = (hello.recorded_ns or hello.made_ns) // 1000 + _wall_us()
+            self.resumed_us = (hello.recorded_ns or hello.made_ns) // 1000 + self._wall_us
 
     async def _piece(self, kind: int, body: bytes, outlet: Outlet) -> None:
-        wall_us = _wall_us()
+        now = self._wall_us = wall_us(self._wall_us)
         as_of_ns = 0
         if kind == messages.KNOWN:
-            told = self.decoding.known(body, wall_us)
+            told = self.decoding.known(body, now)
         elif kind == messages.RECORDS:
             piece = messages.read_piece(body)
             as_of_ns = piece.as_of_ns
             fresh = _fresh(piece, self._ring_end)
-            told = self.decoding.records(fresh, wall_us, piece.end - len(piece.data))
+            told = self.decoding.records(fresh, now, piece.end - len(piece.data))
             self._ring_end = max(self._ring_end, piece.end)
-            told += self.decoding.tick(time.clock_gettime_ns(time.CLOCK_BOOTTIME), wall_us)
+            told += self.decoding.tick(time.clock_gettime_ns(time.CLOCK_BOOTTIME), now)
         elif kind == messages.SPILLED:
             piece = messages.read_piece(body)
-            told = self.decoding.spilled(_fresh(piece, self._spill_end), wall_us)
+            told = self.decoding.spilled(_fresh(piece, self._spill_end), now)
             self._spill_end = max(self._spill_end, piece.end)
         elif kind == messages.UNSEEN:
             unseen = messages.read_unseen(body)
             self._unseen = unseen.number
-            begin, end = unseen.from_ns // 1000 + wall_us, unseen.until_ns // 1000 + wall_us
+            begin, end = unseen.from_ns // 1000 + now, unseen.until_ns // 1000 + now
             told = [ObservationGap(end, self.name, self.server, "", begin, end, 0, unseen.reason)]
         else:
             raise Malformed(f"a message of kind {kind}")
         ticket = await self._record(told, outlet)
         if kind == messages.RECORDS and as_of_ns:
-            self._complete_us = max(self._complete_us, (as_of_ns - BEHIND_NS) // 1000 + wall_us)
+            self._complete_us = max(self._complete_us, (as_of_ns - BEHIND_NS) // 1000 + now)
         if ticket or as_of_ns or kind == messages.UNSEEN:
             self._tickets.append((ticket, LetGo(self._floor(), self._spill_end, self._unseen, max(0, as_of_ns - BEHIND_NS))))
             self._ticketed.set()
@@ -208,8 +211,3 @@ def _fresh(piece: messages.Piece, read: int) -> bytes:
 
 def _ended_us(seen: Observation) -> int:
     return seen.at_us + max(0, seen.duration_us) if isinstance(seen, StatementObserved) else seen.at_us
-
-
-def _wall_us() -> int:
-    """The wall clock less CLOCK_BOOTTIME, now."""
-    return time.time_ns() // 1000 - time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1000

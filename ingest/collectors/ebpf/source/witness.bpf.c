@@ -111,9 +111,9 @@ struct {
 	__uint(map_flags, BPF_F_MMAPABLE);
 } counters SEC(".maps");
 
-struct {	/* when these maps were made, and up to when what they brought is recorded for good: the loader's and the reader's */
+struct {	/* when these maps were made, up to when what they brought is recorded for good, the wall clock less CLOCK_BOOTTIME in us */
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 2);
+	__uint(max_entries, 3);
 	__type(key, __u32);
 	__type(value, __u64);
 	__uint(map_flags, BPF_F_MMAPABLE);
