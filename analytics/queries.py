@@ -618,6 +618,15 @@ QUESTIONS: Final[Mapping[str, Question]] = {
             Order((("source", "text"),), descending=False),
         ),
         Question(
+            "columns",
+            "What can be asked by SQL: each table and view, its columns in their order, and DuckDB's type of each.",
+            (Parameter("table", "text", "Of this table or view alone.", "table_name = $table"),),
+            """select table_name, ordinal_position, column_name, data_type from information_schema.columns
+                where table_catalog = current_database() and table_schema = 'main' and table_name <> 'looks' and $where""",
+            Order((("table_name", "text"), ("ordinal_position", "integer")), descending=False),
+            limit_default=LIMIT_LONG,
+        ),
+        Question(
             "looks",
             "Who read the record, newest first: what they asked, how much it showed, and through what.",
             (

@@ -9,8 +9,8 @@ from typing import Final
 
 import streamlit as st
 
-from dashboards import agent_use, endings, findings, grants, ledger, links, notices, reach, sessions, switch
-from dashboards.answers import PAGE_ROWS_MAX, Agent, Finding, Grant, Session
+from dashboards import agent_use, endings, findings, grants, ledger, links, notices, reach, restraints, sessions, switch
+from dashboards.answers import PAGE_ROWS_MAX, Agent, Finding, Grant, Restraints, Session
 from dashboards.api_client import ApiTrouble
 from dashboards.ledger import Banner, Column, Fact, Lines, Mark, Number, Row, Text, Time, Tone
 from dashboards.settings import DEFAULTS
@@ -23,8 +23,7 @@ STATE_TONES: Final[dict[str, Tone]] = {"active": "good", "revoked": "bad", "reti
 def page() -> None:
     api = reach.client()
     try:
-        agents = api.agents()
-        held = api.grants()
+        agents, held, restrained = api.agents(), api.grants(), api.restraints()
     except ApiTrouble as error:
         reach.trouble(error, "agents")
         return
@@ -36,20 +35,21 @@ def page() -> None:
         return
     asked = st.query_params.get("agent", "")
     chosen = next((agent for agent in agents if agent.agent == asked), in_order(agents)[0])
-    st.session_state[_FRESH] = (agents, held)
+    st.session_state[_FRESH] = (agents, held, restrained)
     with st.container(key="beside-agents"):
         left, right = st.columns([9, 11], gap="medium")
     with left:
-        _list(chosen.agent, _standing(chosen, held))
+        _list(chosen.agent, _standing(chosen, held, restrained))
     with right:
-        _one(chosen, [grant for grant in held if grant.agent == chosen.agent])
+        _one(chosen, [grant for grant in held if grant.agent == chosen.agent], restrained)
 
 
-def _standing(agent: Agent | None, grants: Sequence[Grant]) -> object:
+def _standing(agent: Agent | None, grants: Sequence[Grant], restrained: Restraints) -> object:
     """What the right half of the page was drawn from."""
     if agent is None:
         return None
-    return (agent.state, agent.state_at, tuple((grant.grant, grant.state) for grant in grants if grant.agent == agent.agent))
+    of_grants = tuple((grant.grant, grant.state) for grant in grants if grant.agent == agent.agent)
+    return (agent.state, agent.state_at, of_grants, restrained.of(agent.agent))
 
 
 # -- the list --------------------------------------------------------------------------------------------------------------------
@@ -69,25 +69,29 @@ def _list(chosen: str, standing: object) -> None:
     fresh = st.session_state.pop(_FRESH, None)  # the page has just asked for the same
     api = reach.client()
     try:
-        agents, held = fresh if fresh is not None else (api.agents(), api.grants())
+        agents, held, restrained = fresh if fresh is not None else (api.agents(), api.grants(), api.restraints())
     except ApiTrouble as error:
         reach.trouble(error, "agents list")
         return
     now = datetime.now(UTC)
+    back = {each.agent: restraints.name(each) for each in (*restrained.throttled, *restrained.held)}
     asking = {grant.agent for grant in held if grant.state == "requested"}
     sought = st.text_input("Find an agent", key="sought", placeholder="part of a name, or an owner", max_chars=100) or ""
     fitting = [agent for agent in in_order(agents) if fits(agent, sought)]
     shown = fitting[: DEFAULTS.agents_max]
     pressed = ledger.table(
         LIST_COLUMNS,
-        [agent_row(agent, now, selected=agent.agent == chosen, asking=agent.agent in asking) for agent in shown],
+        [
+            agent_row(agent, now, selected=agent.agent == chosen, asking=agent.agent in asking, held_back=back.get(agent.agent, ""))
+            for agent in shown
+        ],
         key="agents",
         title=f"Agents ({number(len(fitting))}{f', the first {number(len(shown))} shown' if len(shown) < len(fitting) else ''})",
         empty="No agent has this in its name or its owner's.",
         height_pixels=860,
         selectable=True,
     )
-    if _standing(next((agent for agent in agents if agent.agent == chosen), None), held) != standing:
+    if _standing(next((agent for agent in agents if agent.agent == chosen), None), held, restrained) != standing:
         st.rerun()  # somebody else decided something about it
     if pressed is not None and pressed.id != chosen:
         st.query_params["agent"] = pressed.id
@@ -105,18 +109,19 @@ def in_order(agents: Sequence[Agent]) -> list[Agent]:
     return sorted(agents, key=lambda agent: (ranks.get(agent.state, 2), agent.agent))
 
 
-def agent_row(agent: Agent, now: datetime, *, selected: bool, asking: bool) -> Row:
+def agent_row(agent: Agent, now: datetime, *, selected: bool, asking: bool, held_back: str = "") -> Row:
+    held_back = held_back if agent.state == "active" else ""
     return Row(
         id=agent.agent,
         cells=(
             Lines(agent.agent, f"{'asks for more · ' if asking else ''}{agent.owner or 'no owner'}"),
-            Mark(agent.state, STATE_TONES.get(agent.state, "warn")),
+            Mark(held_back, "warn") if held_back else Mark(agent.state, STATE_TONES.get(agent.state, "warn")),
             last_seen(agent, now),
             Number(number(agent.live_sessions), "" if agent.live_sessions else "faint"),
             Number(number(agent.statements), "" if agent.statements else "faint"),
             Number(number(agent.denied), "bad" if agent.denied else "faint"),
         ),
-        tone="warn" if asking else "",
+        tone="warn" if asking or held_back else "",
         selected=selected,
     )
 
@@ -136,7 +141,7 @@ def last_seen(agent: Agent, now: datetime) -> Time | Text:
 # -- one agent -------------------------------------------------------------------------------------------------------------------
 
 
-def _one(agent: Agent, held: Sequence[Grant]) -> None:
+def _one(agent: Agent, held: Sequence[Grant], restrained: Restraints) -> None:
     now = datetime.now(UTC)
     ledger.heading(
         agent.agent,
@@ -146,6 +151,7 @@ def _one(agent: Agent, held: Sequence[Grant]) -> None:
     )
     notices.draw()
     ledger.facts(agent_facts(agent, now), key="facts", wide=True)
+    restraints.draw(restrained.of(agent.agent))
     switch.draw(agent)
     if agent.state != "active":
         endings.draw(agent)

@@ -228,6 +228,25 @@ class Finding(msgspec.Struct, frozen=True):
     history: tuple[FindingEvent, ...] = ()
 
 
+class Restraint(msgspec.Struct, frozen=True):
+    """What holds an agent back short of a revocation."""
+
+    agent: str
+    since_at: datetime | None = None
+    operator: str = ""  # pgwarden itself, where it answers a finding
+    reason: str = ""
+    finding: str = ""  # "": an operator's own decision
+    per_minute: int = 0  # statements at each gateway; 0: held, so that none is let through
+
+
+class Restraints(msgspec.Struct, frozen=True):
+    throttled: tuple[Restraint, ...] = ()
+    held: tuple[Restraint, ...] = ()
+
+    def of(self, agent: str) -> tuple[Restraint, ...]:
+        return tuple(each for each in (*self.held, *self.throttled) if each.agent == agent)
+
+
 class Mute(msgspec.Struct, frozen=True):
     detector: str
     agent: str  # "*": every agent
@@ -321,6 +340,14 @@ class Source(msgspec.Struct, frozen=True):
     reason: str = ""
     declared_by: str = ""
     declared_at: datetime | None = None
+
+
+class KnownColumn(msgspec.Struct, frozen=True):
+    """Of a table or view that SQL may ask."""
+
+    table_name: str
+    column_name: str
+    data_type: str
 
 
 class SqlColumn(msgspec.Struct, frozen=True):

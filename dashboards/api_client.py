@@ -20,6 +20,7 @@ from dashboards.answers import (
     Health,
     Hour,
     Kill,
+    KnownColumn,
     Me,
     Moment,
     Mute,
@@ -27,6 +28,7 @@ from dashboards.answers import (
     Observed,
     Page,
     Rate,
+    Restraints,
     Session,
     Source,
     SqlAnswer,
@@ -156,13 +158,22 @@ class Client:
     def sources(self) -> tuple[Source, ...]:
         return self._all("/v1/sources", {}, Page[Source])
 
+    def restraints(self) -> Restraints:
+        return self._get("/v1/responses", {}, Restraints)
+
+    def columns(self) -> tuple[KnownColumn, ...]:
+        return self._all("/v1/questions/columns", {}, Page[KnownColumn])
+
     def sql(self, sql: str) -> SqlAnswer:
         """Rows of one SELECT; what the API refuses, it says why."""
-        return _answer("/v1/sql", self._exchange("POST", "/v1/sql", json={"sql": sql}), SqlAnswer, nulls=True)
+        seconds_max = self._settings.sql_seconds_max
+        body = self._exchange("POST", "/v1/sql", json={"sql": sql}, seconds_max=seconds_max)
+        return _answer("/v1/sql", body, SqlAnswer, nulls=True)
 
     def export(self, sql: str, media_type: str) -> bytes:
         """The rows of one SELECT as a file; of more than the API's limits let through, the first."""
-        return self._exchange("POST", "/v1/sql", json={"sql": sql}, headers={"Accept": media_type})
+        seconds_max, accept = self._settings.sql_seconds_max, {"Accept": media_type}
+        return self._exchange("POST", "/v1/sql", json={"sql": sql}, headers=accept, seconds_max=seconds_max)
 
     # -- commands ----------------------------------------------------------------------------------------------------------------
 
@@ -171,6 +182,12 @@ class Client:
 
     def reinstate(self, agent: str, reason: str, request: str) -> None:
         self._post(f"/v1/agents/{_part(agent)}/reinstate", {"reason": reason}, request)
+
+    def release(self, agent: str, reason: str, request: str) -> None:
+        self._post(f"/v1/agents/{_part(agent)}/release", {"reason": reason}, request)
+
+    def unthrottle(self, agent: str, reason: str, request: str) -> None:
+        self._post(f"/v1/agents/{_part(agent)}/unthrottle", {"reason": reason}, request)
 
     def approve(self, grant: str, request: str) -> None:
         self._post(f"/v1/grants/{_part(grant)}/approve", {}, request)
@@ -224,10 +241,13 @@ class Client:
         params: Mapping[str, str] | None = None,
         json: Mapping[str, str | int] | None = None,
         headers: Mapping[str, str] | None = None,
+        seconds_max: float = 0.0,  # 0: as every answer
     ) -> bytes:
+        seconds_max = seconds_max or self._settings.answer_seconds_max
+        timeout = httpx.Timeout(seconds_max, connect=self._settings.connect_seconds_max)
         authorized = {**(headers or {}), "Authorization": f"Bearer {self._credential()}", THROUGH: "dashboard"}
         try:
-            with self._http.stream(method, path, params=params, json=json, headers=authorized) as response:
+            with self._http.stream(method, path, params=params, json=json, headers=authorized, timeout=timeout) as response:
                 body = bytearray()
                 for part in response.iter_bytes():
                     body += part
@@ -235,7 +255,7 @@ class Client:
                         raise ApiUnreachable("The API's answer is too long to show.", "Narrow the search, or shorten the time.")
         except httpx.TimeoutException as error:
             raise ApiUnreachable(
-                f"The API at {self._settings.api} did not answer within {self._settings.answer_seconds_max:.0f} s.",
+                f"The API at {self._settings.api} did not answer within {seconds_max:.0f} s.",
                 "Look at the terminal where `pgwarden api` runs; this page tries again by itself.",
             ) from error
         except httpx.TransportError as error:

@@ -26,6 +26,7 @@ class Settings:
     sign_in: str = ""  # the name of the provider in Streamlit's secrets; "": no sign-in, the operator key acts for every viewer
     connect_seconds_max: float = 1.0  # the API is on this machine: a slower answer is an outage worth showing
     answer_seconds_max: float = 5.0  # one answer; the API's own cap on a query is shorter
+    sql_seconds_max: float = 30.0  # one SELECT: 5 s of its own at the API, behind others' and a fresh copy of the tables
     answer_bytes_max: int = 16 * 2**20  # one answer; Streamlit's own limit for a message to a browser is 200 MB
     refresh_seconds: float = 2.0  # page "Now"
     findings_refresh_seconds: float = 1.0  # a shadow session is to stand there within 2 s

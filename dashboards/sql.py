@@ -12,7 +12,7 @@ import msgspec
 import streamlit as st
 
 from dashboards import exports, ledger, pictures, reach
-from dashboards.answers import SqlAnswer, SqlColumn
+from dashboards.answers import KnownColumn, SqlAnswer, SqlColumn
 from dashboards.api_client import ApiRefused, ApiTrouble
 from dashboards.ledger import Banner, Cell, Column, Lines, Number, Row, Sql, Text, Time
 from dashboards.pictures import Series
@@ -23,9 +23,6 @@ SQL_CHARACTERS_MAX: Final = 65_536  # the API's own bound, in bytes
 ROWS_SHOWN: Final = 200  # of an answer; an export has all of it
 HISTORY_MAX: Final = 20
 NUMERIC: Final = ("BIGINT", "INTEGER", "HUGEINT", "DOUBLE", "FLOAT", "DECIMAL", "SMALLINT", "TINYINT", "UBIGINT", "UINTEGER")
-SCHEMA_SQL: Final = """
-    select table_name, column_name, data_type from information_schema.columns
-    where table_schema = 'main' order by table_name, ordinal_position"""
 _TEXT: Final = "sql text"
 _ANSWER: Final = "sql.answer"
 _HISTORY: Final = "sql.history"
@@ -201,17 +198,15 @@ def _label(value: object) -> str:
 # -- beside it -------------------------------------------------------------------------------------------------------------------
 
 
-def _known() -> tuple[tuple[str, str, str], ...]:
-    """Table, column and type of all that can be asked, once for each opened page.
+def _known() -> tuple[KnownColumn, ...]:
+    """All that can be asked, once for each opened page. Not by SQL: whoever presses Run meanwhile would be told that theirs waits.
 
     Raises:
         ApiTrouble: It did not come.
     """
     kept = st.session_state.get(_SCHEMA)
     if not isinstance(kept, tuple):
-        answer = reach.client().sql(SCHEMA_SQL)
-        kept = tuple((str(table), str(column), str(kind)) for table, column, kind in answer.rows)
-        st.session_state[_SCHEMA] = kept
+        kept = st.session_state[_SCHEMA] = reach.client().columns()
     return kept
 
 
@@ -221,12 +216,16 @@ def _schema() -> None:
     except ApiTrouble as error:
         reach.trouble(error, "schema")
         return
-    tables = sorted({table for table, _, _ in known})
+    tables = sorted({column.table_name for column in known})
     first = tables.index("statements") if "statements" in tables else 0
     table = st.selectbox("Tables", tables, index=first, key="table")
     ledger.table(
         (Column("Column"), Column("Type", 120)),
-        [Row(id=column, cells=(Sql(column), Text(kind, "faint"))) for each, column, kind in known if each == table],
+        [
+            Row(id=column.column_name, cells=(Sql(column.column_name), Text(column.data_type, "faint")))
+            for column in known
+            if column.table_name == table
+        ],
         key="schema",
         empty="The API knows no such table.",
         height_pixels=300,

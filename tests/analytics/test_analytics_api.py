@@ -324,3 +324,15 @@ async def test_what_a_collector_saw_and_what_may_go_round_the_gateway_is_listed(
     assert [statement["text"] for statement in statements] == ["SELECT 1", "SELECT * FROM orders"]
     (source,) = (await api.get("/v1/sources")).json()["items"]
     assert (source["source"], source["state"]) == ("nightly-backup", "declared")
+
+
+async def test_what_sql_may_ask_is_told_without_asking_by_sql(api: httpx.AsyncClient) -> None:
+    told = [
+        (column["table_name"], column["column_name"], column["data_type"]) for column in await items(api, "/v1/questions/columns")
+    ]
+    sql = """select table_name, column_name, data_type from information_schema.columns
+        where table_schema = 'main' order by table_name, ordinal_position"""
+    by_sql = (await api.post("/v1/sql", json={"sql": sql})).json()
+    assert "rows" in by_sql, by_sql
+    assert told == [tuple(row) for row in by_sql["rows"]]
+    assert ("statements", "text", "VARCHAR") in told
