@@ -9,13 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Final, TypeAlias
 
 from ingest.collectors.collector import digest
 
 WINDOW: Final = 64  # of each side; 4,096 cells take a few milliseconds, and only where the heads differ
 _TAIL: Final = 16  # of a full window: what stands there may have its counterpart beyond it
-REFUSED: Final = re.compile(r"pgwarden_refused_[0-9]+")  # gateway/session.py puts it where a message was refused
+_MARK: Final = "pgwarden_refused_"  # and a number: gateway/session.py puts it where a message was refused
+REFUSED: Final = re.compile(_MARK + "[0-9]+")
+_DIGITS_KNOWN: Final = 4  # of that number, where only a digest is known; one with more may be what it says
 
 # What an explanation costs. A pair that differs in its outcome is likelier than one that ran unseen beside one that never ran.
 _DIFFERS: Final = 60
@@ -346,6 +349,15 @@ def _is_refused(seen: Observed, refused: int) -> bool:
     """Whether it stands where the gateway refused a message: one that fails by itself, and so runs nothing."""
     if seen.start:
         return REFUSED.fullmatch(seen.start) is not None and int(seen.start.rpartition("_")[2]) <= refused
-    if seen.text_bytes > len("pgwarden_refused_") + 9:
+    digits = seen.text_bytes - len(_MARK)
+    if not 1 <= digits <= len(str(refused)):
         return False
-    return any(seen.digest == digest(f"pgwarden_refused_{number}".encode()) for number in range(1, min(refused, 1000) + 1))
+    if digits > _DIGITS_KNOWN:
+        return True  # it may be one, and a syntax error has run nothing: nothing is claimed
+    return _numbers(digits).get(seen.digest, refused + 1) <= refused
+
+
+@cache
+def _numbers(digits: int) -> Mapping[str, int]:
+    """The refusals whose number has so many digits, by the digest of what stands for them; 9,000 with the most."""
+    return {digest(f"{_MARK}{number}".encode()): number for number in range(10 ** (digits - 1), 10**digits)}

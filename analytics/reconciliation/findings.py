@@ -94,6 +94,31 @@ def find_unreconciled(held: Held, place: str, most: Opened | Seen, statements: i
     )
 
 
+def find_let_go(held: Held, place: str, whose: Opened | Seen, statements: int, times: int) -> None:
+    """Too many of one session waited, for the `times`-th time, and `statements` of them were let go of."""
+    if times & (times - 1):  # told each time that it has doubled
+        return
+    agent, session = (whose.agent, whose.session) if isinstance(whose, Opened) else ("", "")
+    of = f"session {session} of agent {agent}" if session else f"session {place}, of which no gateway has told,"
+    held.effects.append(
+        FindingRaised(
+            at_us=held.now_us,
+            finding=finding_name("unreconciled", f"{place}/alone/{times}"),
+            detector="unreconciled",
+            agent=agent,
+            session=session,
+            severity=SEVERITY["unreconciled"],
+            summary=(
+                f"more than {held.settings.statements_max} statements of {of} waited for their counterpart, and what waited is not"
+                f" compared; reached {times} times so far"
+            ),
+            evidence=(whose.event,),
+            numbers=(("statements", float(statements)), ("reached", float(times))),
+            offsets=(whose.place,),
+        )
+    )
+
+
 def finding_name(kind: str, what: str) -> str:
     return f"{kind}-{hashlib.sha256(what.encode('utf-8', 'surrogatepass')).hexdigest()[:16]}"
 

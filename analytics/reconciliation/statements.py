@@ -7,7 +7,7 @@ from typing import Final, TypeAlias, assert_never
 
 from analytics.reconciliation.alignment import Observed, Pair, Recorded, Text, agrees
 from analytics.reconciliation.comparison import matched, pair_heads, settled
-from analytics.reconciliation.findings import find_unreconciled
+from analytics.reconciliation.findings import find_let_go, find_unreconciled
 from analytics.reconciliation.state import SECOND, Held, Lane, Opened, Seen
 from ingest.collectors.collector import digest
 from ingest.events import OutcomeResolved, StatementDefined, StatementDenied, StatementFinished, StatementStarted
@@ -57,7 +57,7 @@ def _started(held: Held, event: StatementStarted, opened: Opened, place: str) ->
         lane.recorded.append(ran)
         held.waiting += 1
         if len(lane.recorded) > settings.statements_max:
-            _let_go(held, opened, name, lane)
+            _let_go_alone(held, opened, name, lane)
     if held.waiting > settings.waiting_max:
         _bound_together(held)
 
@@ -99,7 +99,7 @@ def observe(held: Held, opened: Opened, witness: str, observed: Observed) -> Non
     held.waiting += 1
     held.busy[opened.session] = None
     if len(lane.observed) > held.settings.statements_max:
-        _let_go(held, opened, witness, lane)
+        _let_go_alone(held, opened, witness, lane)
     pair_heads(held, opened)
     if held.waiting > held.settings.waiting_max:
         _bound_together(held)
@@ -122,6 +122,8 @@ def observe_early(held: Held, seen: Seen, witness: str, observed: Observed) -> N
     seen.early.append((witness, observed))
     held.waiting += 1
     if len(seen.early) > held.settings.statements_max:
+        if not seen.unkept_us:
+            find_let_go(held, f"{seen.server}/{seen.session_id}", seen, 1, 1)
         _, oldest = seen.early.pop(0)
         seen.unkept_us = max(seen.unkept_us, oldest.at_us)
         held.waiting -= 1
@@ -142,6 +144,13 @@ def _let_go(held: Held, opened: Opened, witness: str, lane: Lane) -> None:
     lane.ignore_us = held.now_us + SECOND
     lane.recorded.clear()
     lane.observed.clear()
+
+
+def _let_go_alone(held: Held, opened: Opened, witness: str, lane: Lane) -> None:
+    statements = lane.waiting
+    _let_go(held, opened, witness, lane)
+    times = opened.told["unreconciled"] = opened.told.get("unreconciled", 0) + 1
+    find_let_go(held, f"{opened.connection}/{opened.session_id}", opened, statements, times)
 
 
 def _let_go_early(held: Held, seen: Seen) -> None:

@@ -333,8 +333,19 @@ def test_what_began_before_the_record_is_not_explained() -> None:
 def test_what_is_beyond_the_limits_is_counted_and_claimed_of_nobody() -> None:
     world = World(11, sessions=6)
     effects, step = run(world, ReconcileSettings(statements_max=5, texts_max=3, sessions_max=3))
-    assert [effect.summary for effect in effects if isinstance(effect, FindingRaised)] == []
+    assert {effect.detector for effect in effects if isinstance(effect, FindingRaised)} == {"unreconciled"}
     assert step.status()["statements_beyond_the_limit"] > 0
+
+
+def test_a_session_of_which_too_many_statements_wait_is_let_go_of_and_that_is_told() -> None:
+    session = Session(statements_max=10)
+    for number in range(55):  # four times beyond the limit, and told at the first, the second and the fourth
+        session.executed(f"SELECT {number}")
+        session.now_us += SECOND
+    findings = [effect for effect in session.effects if isinstance(effect, FindingRaised)]
+    assert [(finding.detector, finding.agent, finding.session) for finding in findings] == [("unreconciled", "reporting", "s1")] * 3
+    assert "more than 10 statements of session s1 of agent reporting waited for their counterpart" in findings[0].summary
+    assert [dict(finding.numbers)["reached"] for finding in findings] == [1, 2, 4]
 
 
 def test_of_what_was_not_kept_of_a_session_before_its_gateways_word_nothing_is_claimed() -> None:
@@ -355,7 +366,8 @@ def test_of_what_was_not_kept_of_a_session_before_its_gateways_word_nothing_is_c
         desk.wait(0.5)
     desk.wait(200)
     status = desk.step.status()
-    assert (desk.told(), status["statements_beyond_the_limit"], status["statements_matched"]) == ([], 2, 8)
+    told = ["unreconciled"]  # that some were not kept
+    assert (desk.told(), status["statements_beyond_the_limit"], status["statements_matched"]) == (told, 2, 8)
 
 
 def test_where_too_many_statements_wait_over_all_sessions_the_largest_are_let_go_of_and_that_is_told() -> None:
@@ -410,8 +422,8 @@ MANY = 100  # more than alignment looks at together
 class Session(Desk):
     """A gateway's session that a log collector sees."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, **settings: object) -> None:
+        super().__init__(**settings)
         self.under = stamp("s1", "reporting", backend_pid=7, backend_start_us=self.now_us, upstream_port=5555)
         self.record(SessionOpened(self.now_us, self.under, "scram", "k", 0, "", "", "3.0", "group"))
         self.session_id = self.seen().session_id
@@ -438,11 +450,12 @@ class Session(Desk):
             under=self.under,
         )
 
-    def observed(self, text: str, sqlstate: str = "") -> None:
+    def observed(self, text: str, sqlstate: str = "", *, keeps_text: bool = True) -> None:
         self._sequence += 1
         whole = digest(text.encode())
         at = (self.now_us, "log", SERVER, self.session_id, self._sequence, "statement")
-        self.record(StatementObserved(*at, text, len(text), whole, 0, -1, sqlstate, -1, "pgwarden", "shop", ""))
+        kept = text if keeps_text else ""
+        self.record(StatementObserved(*at, kept, len(text), whole, 0, -1, sqlstate, -1, "pgwarden", "shop", ""))
 
     def complete(self) -> None:
         now_us = self.now_us
@@ -513,6 +526,22 @@ def test_more_refusals_than_the_gateway_recorded_are_told() -> None:
         session.wait(1)
         session.complete()
     assert session.told() == ["unaudited"]
+
+
+@pytest.mark.parametrize("number", [1, 999, 1_000, 1_001, 9_999, 10_000, 12_345])
+def test_a_refusal_of_which_only_a_digest_is_known_is_never_told_however_many_there_were(number: int) -> None:
+    session = Session()
+    text = session.defined("DROP TABLE t")
+    denied = [StatementDenied(session.now_us, one, text, "42501", "never", "no") for one in range(1, number + 1)]
+    for begin in range(0, number, 1_000):
+        session.record(*denied[begin : begin + 1_000], under=session.under)
+    session.observed(f"pgwarden_refused_{number}", "42601", keeps_text=False)
+    session.observed("SELECT 1 FROM", "42601", keeps_text=False)  # and what fails alike is
+    for _ in range(20):
+        session.wait(1)
+        session.complete()
+    assert session.told() == ["unaudited"]
+    assert session.step.status()["unaudited"] == 1
 
 
 @pytest.mark.parametrize("state", [b"", b"\xc1", b"\x81\xa7sources\x01", b"[]"])

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -72,17 +73,20 @@ def test_all_that_the_protocol_allows_is_explained_and_nothing_else(
 def test_an_agent_that_learned_the_password_and_goes_straight_to_postgres_is_named_and_ended(
     house: House, database: Database, wait_for: Callable[..., object], name: str
 ) -> None:
-    began = time.monotonic()
+    began = time.time()
     stolen = psycopg.connect(database.dsn, application_name=name, autocommit=True)
     assert stolen.execute("SELECT count(*) FROM orders").fetchone() is not None
-    wait_for(house.findings, 20, "it is found")
-    seconds = time.monotonic() - began
+    wait_for(lambda: time.sleep(0.1) or house.findings(), 20, "it is found")  # each question is work for the API that is to find it
+    seconds = time.time() - began
     (finding,) = house.findings()
+    raised = datetime.fromisoformat(finding["raised_at"]).timestamp() - began
     assert finding["detector"] == "shadow"  # from the gateway's own machine: only its process could tell the two apart
     summary = finding["summary"]
     assert f"role {database.role} on database {database.name} from 127.0.0.1:" in summary
     assert name in summary
-    print(f"a shadow that calls itself {name} stands in the tables after {seconds:.2f} s")
+    print(
+        f"a shadow that calls itself {name} is found {raised:.2f} s after it began to connect, in the tables after {seconds:.2f} s"
+    )
 
     def ended() -> list[dict[str, Any]]:
         return [one for one in house.get("/v1/observations/sessions?verdict=shadow") if one["kill_backend_gone_at"]]
