@@ -119,6 +119,9 @@ class Reconcile:
                     order(held, seen)
         for key in list(held.pending):
             judge(held, key)
+        for witness in held.state.witnesses.values():
+            if witness.stopped_us and now_us - witness.stopped_us >= held.settings.restart_seconds * SECOND:
+                self._no_longer_waited_for(witness)
         if now_us - self._compared_us >= _COMPARE_US:
             self._compared_us = now_us
             for session in list(held.busy):
@@ -238,9 +241,12 @@ class Reconcile:
 
     def _witness_stopped(self, event: WitnessStopped) -> None:
         witness = self._held.witness(event.witness, event.server)
-        if witness is None:
-            return
-        witness.running = False
+        if witness is not None:
+            witness.stopped_us = self._held.now_us
+
+    def _no_longer_waited_for(self, witness: Witness) -> None:
+        """It did not come back: what it may still have seen is excused, and the others' word is enough."""
+        witness.running, witness.stopped_us = False, 0
         for opened in self._held.state.opened.values():
             if opened.connection in witness.connections and (lane := opened.lanes.pop(witness.name, None)) is not None:
                 self._held.waiting -= lane.waiting

@@ -30,6 +30,7 @@ class Witness:
     reported_us: int = 0
     seeing: bool = False
     unseen: list[Interval] = field(default_factory=list)
+    stopped_us: int = 0  # when it was told that it ended; 0 = it runs, or is no longer waited for
     unseen_until_us: int = FOR_EVER  # no interval of them ends later; what began after it needs no look at them
 
     def __post_init__(self) -> None:
@@ -42,6 +43,7 @@ class Witness:
         if since_us < looks_us:
             self._miss(Interval(since_us, looks_us, "", "the collector did not run"))
         self.running = True
+        self.stopped_us = 0
 
     def missed(self, from_us: int, until_us: int, session_id: str, reason: str) -> None:
         self._miss(Interval(from_us, until_us, session_id, reason))

@@ -77,6 +77,7 @@ class Watched:
         if self._started:
             one = self.collector
             with contextlib.suppress(LogUnavailable):
+                self._take(self._reported(now_us(), one.state(), self._reason()))  # up to when its word is whole, to the last
                 self._take(WitnessStopped(now_us(), one.name, one.kind, one.server))
 
     def status(self) -> Mapping[str, object]:
@@ -155,22 +156,23 @@ class Watched:
                     self._take(WitnessRestored(at_us, one.name, one.kind, one.server, blind_since_us))
                 case None:
                     pass
-            reason = self._reason()
-            self._take(
-                WitnessReported(
-                    at_us,
-                    one.name,
-                    one.kind,
-                    one.server,
-                    not reason,
-                    reason,
-                    state.complete_us,
-                    self._sight.canary_us,
-                    state.observed,
-                    state.lost,
-                    max(0, state.lag_us),
-                )
-            )
+            self._take(self._reported(at_us, state, self._reason()))
+
+    def _reported(self, at_us: int, state: CollectorState, reason: str) -> WitnessReported:
+        one = self.collector
+        return WitnessReported(
+            at_us,
+            one.name,
+            one.kind,
+            one.server,
+            not reason,
+            reason,
+            state.complete_us,
+            self._sight.canary_us,
+            state.observed,
+            state.lost,
+            max(0, state.lag_us),
+        )
 
     async def _canaries(self) -> None:
         one = self.collector

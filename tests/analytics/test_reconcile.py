@@ -28,6 +28,7 @@ from ingest.events import (
     StatementStarted,
     WitnessReported,
     WitnessStarted,
+    WitnessStopped,
 )
 from ingest.frames import TOPIC_OF, Framer, decode
 from ingest.log import Record
@@ -450,16 +451,52 @@ class Session(Desk):
             under=self.under,
         )
 
-    def observed(self, text: str, sqlstate: str = "", *, keeps_text: bool = True) -> None:
+    def observed(self, text: str, sqlstate: str = "", *, keeps_text: bool = True, at_us: int = 0) -> None:
         self._sequence += 1
         whole = digest(text.encode())
-        at = (self.now_us, "log", SERVER, self.session_id, self._sequence, "statement")
+        at = (at_us or self.now_us, "log", SERVER, self.session_id, self._sequence, "statement")
         kept = text if keeps_text else ""
         self.record(StatementObserved(*at, kept, len(text), whole, 0, -1, sqlstate, -1, "pgwarden", "shop", ""))
 
     def complete(self) -> None:
         now_us = self.now_us
         self.record(WitnessReported(now_us, "log", "log", SERVER, True, "", now_us, now_us, 1, 0, 0))
+
+
+def test_what_ran_while_a_collector_was_started_anew_is_compared() -> None:
+    desk = Session()
+    desk.executed("select 1")
+    desk.observed("select 1")
+    desk.complete()
+    stopped_us = desk.now_us
+    desk.record(WitnessStopped(stopped_us, "log", "log", SERVER))
+    desk.wait(5)
+    meanwhile_us = desk.now_us
+    desk.executed("select 2")
+    desk.executed("select 'never'")
+    desk.wait(20)
+    desk.record(WitnessStarted(desk.now_us, "log", "log", SERVER, ("shop",), "statements", "1", stopped_us))
+    desk.observed("select 2", at_us=meanwhile_us)
+    desk.observed("drop table t", at_us=meanwhile_us)
+    desk.complete()
+    desk.wait(20)
+    desk.complete()
+    desk.wait(20)
+    assert sorted(desk.told()) == ["phantom", "unaudited"]
+    assert desk.step.status()["statements_matched"] == 2
+
+
+def test_a_collector_that_does_not_come_back_is_no_longer_waited_for() -> None:
+    desk = Session()
+    desk.complete()
+    desk.record(WitnessStopped(desk.now_us, "log", "log", SERVER))
+    desk.executed("select 1")
+    desk.wait(desk.step._held.settings.restart_seconds - 1)
+    assert desk.step.status()["statements_waiting"] == 1
+    desk.wait(2)
+    assert (desk.told(), desk.step.status()["statements_waiting"]) == ([], 0)
+    desk.executed("select 2")
+    assert desk.step.status()["statements_waiting"] == 0
 
 
 def test_what_ran_behind_many_refusals_is_found_with_its_counterpart() -> None:
