@@ -16,6 +16,7 @@ from ingest.clock import now_us
 from ingest.collectors import kernel
 from ingest.collectors.canary import CanaryFailed, Server, canary
 from ingest.collectors.collector import Collector, Observation
+from ingest.collectors.ebpf.running import servers
 from ingest.collectors.server_settings import shortcomings
 from ingest.collectors.sight import NOT_YET, Sight
 from ingest.events import WitnessConnected
@@ -60,11 +61,12 @@ async def _look(config: Config | None) -> Sequence[Diagnosis]:
             _unset("log", 'write [collectors.NAME] with kind = "log": it needs log_statement = all, and leave to read the files')
         )
     if "ebpf" not in kinds:
-        lacks = [str(one) for one in kernel.lacks()]
-        if not lacks and not kernel.may_attach():
-            lacks = ["it needs CAP_SYS_ADMIN: run pgwarden witness as root, beside the server"]
-        lacks = lacks or ['nothing hinders it: run pgwarden witness, and write [collectors.NAME] with kind = "ebpf"']
-        found.append(_unset("ebpf", *lacks))
+        hinders, here = _hinders_ebpf(), servers()
+        if not hinders and not kernel.may_attach():
+            hinders = ["it needs CAP_SYS_ADMIN: run pgwarden witness as root, beside the server"]
+        able = "; ".join(f"PostgreSQL {one.major} at {one.data}" for one in here if one.major)
+        hinders = hinders or [f'nothing hinders it ({able}): run pgwarden witness, and write [collectors.NAME] with kind = "ebpf"']
+        found.append(_unset("ebpf", *hinders))
     if "activity" not in kinds:
         found.append(_unset("activity", 'write [collectors.NAME] with kind = "activity": it needs a role with pg_monitor'))
     return found
@@ -90,6 +92,16 @@ def _told(said: Mapping[str, object]) -> Diagnosis:
         (reason,) if reason else (),
         tuple(str(one) for one in dim) if isinstance(dim, list) else (),
     )
+
+
+def _hinders_ebpf() -> list[str]:
+    """Of this machine: its kernel, and its servers' binaries."""
+    found = [str(one) for one in kernel.lacks()]
+    here = servers()
+    if not here:
+        found.append("no PostgreSQL runs on this machine: run pgwarden witness on the machine of the server")
+    found += [f"the server of process {one.pid} {one.data}".rstrip() + f": {one.reason}" for one in here if not one.major]
+    return found
 
 
 class _Seen:
@@ -141,6 +153,10 @@ def _judged(one: CollectorConfig, collector: Collector, sight: Sight, server: Se
     reason = sight.reason(collector.state(), now_us() + int(SEEN_SECONDS_MAX * 2e6))
     if reason not in ("", NOT_YET) and not (reasons and reason.startswith("a canary")):
         reasons.append(reason)
+        if one.kind == "ebpf":
+            reasons += _hinders_ebpf()
+    if one.kind == "ebpf":
+        dim += [f"probes of {', '.join(at.stepped)} cost ten times as much as others" for at in servers() if at.stepped]
     return Diagnosis(one.name, one.kind, one.server, collector.sees, not reasons, tuple(reasons), tuple(dim))
 
 

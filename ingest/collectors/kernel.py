@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 RELEASE_MIN: Final = (5, 15)  # uprobes with a cookie: one object for every binary
+BPFFS: Final = Path("/sys/fs/bpf")
 _MACHINES: Final = {"x86_64": "x86", "aarch64": "arm64"}
 _CAP_SYS_ADMIN: Final = 21  # linux/capability.h; with CAP_BPF and CAP_PERFMON alone uprobes are refused
 
@@ -46,12 +47,24 @@ def lacks() -> list[Lack]:
         ctypes.CDLL("libbpf.so.1")
     except OSError:
         found.append(Lack("libbpf.so.1 is not here", "install libbpf1 (Debian, Ubuntu) or libbpf (Fedora), 1.0 or newer"))
+    if not mounted(BPFFS, _text(Path("/proc/self/mounts"))):
+        found.append(
+            Lack(
+                f"no BPF file system is mounted at {BPFFS}",
+                f"pgwarden witness mounts it where it may, as root; else run mount -t bpf none {BPFFS}, in a container on its host",
+            )
+        )
     lockdown = _text(Path("/sys/kernel/security/lockdown"))
     if "[confidentiality]" in lockdown:
         found.append(
             Lack("the kernel is locked down (confidentiality)", "start it with lockdown=integrity, or use a collector of the log")
         )
     return found
+
+
+def mounted(bpffs: Path, mounts: str) -> bool:
+    """Whether a BPF file system is there. `mounts`: /proc/self/mounts, for Python has no statfs(2)."""
+    return any(line.split()[1:3] == [str(bpffs), "bpf"] for line in mounts.splitlines())
 
 
 def may_attach() -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from ingest.collectors.ebpf.running import servers
+from ingest.collectors.kernel import BPFFS, mounted
 from ingest.collectors.server_settings import Override, shortcomings
 from pgwarden.postgres import Postgres
 from tests.conftest import Database
@@ -88,6 +91,34 @@ def test_without_a_file_it_says_what_each_kind_needs(tmp_path: Path) -> None:
     assert code == 1
     assert [one["kind"] for one in said["collectors"]] == ["log", "ebpf", "activity"]
     assert all(one["reasons"] for one in said["collectors"])
+
+
+def test_a_server_of_this_machine_is_found_with_the_version_that_can_be_probed(postgres: Postgres) -> None:
+    (found,) = [one for one in servers() if one.data == str(postgres.data.resolve())]
+    assert (found.major, found.reason, found.stepped) == (18, "", ())
+
+
+def test_a_binary_that_cannot_be_probed_is_named_with_the_reason(tmp_path: Path) -> None:
+    shutil.copy2("/bin/sleep", tmp_path / "postgres")
+    (tmp_path / "PG_VERSION").write_text("15\n")
+    process = subprocess.Popen([tmp_path / "postgres", "60"], cwd=tmp_path)
+    try:
+        (tmp_path / "postmaster.pid").write_text(f"{process.pid}\n{tmp_path}\n1\n5432\n")
+        (found,) = [one for one in servers() if one.pid == process.pid]
+        assert (found.major, found.reason) == (0, "its binary is of version unknown, its data of 15")
+        _, said = ask(None, tmp_path)
+        (kernel_witness,) = [one for one in said["collectors"] if one["kind"] == "ebpf"]
+        assert f"the server of process {process.pid} {tmp_path}: {found.reason}" in kernel_witness["reasons"]
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+def test_a_bpf_file_system_is_known_by_its_place_and_kind() -> None:
+    mounts = "proc /proc proc rw 0 0\nbpf /sys/fs/bpf bpf rw,mode=700 0 0\nnone /srv/bpf tmpfs rw 0 0\n"
+    assert mounted(BPFFS, mounts)
+    assert not mounted(Path("/srv/bpf"), mounts)
+    assert not mounted(BPFFS, mounts.replace(" bpf rw", " tmpfs rw"))
 
 
 def test_good_settings_have_no_shortcomings() -> None:

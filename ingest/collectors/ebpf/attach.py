@@ -19,6 +19,7 @@ from typing import Final
 from ingest.collectors.ebpf import layout, libbpf, versions
 from ingest.collectors.ebpf.clocks import wall_us
 from ingest.collectors.ebpf.server import Postmaster, Probed, ServerUnknown, postmaster, probed, title
+from ingest.collectors.kernel import BPFFS, mounted
 
 _ARCHITECTURES: Final = {"x86_64": "x86", "aarch64": "arm64"}
 MAPS: Final = ("binaries", "postmasters", "ports", "sessions", "announced", "connecting", "ring", "spill", "counters", "made")
@@ -35,7 +36,7 @@ class ProbeSettings:
     text_chunks: int = 16  # of 4 KiB, of one text
     ring_bytes: int = 16 * 2**20  # a power of two; 80,000 statements of 40 bytes
     spill_bytes: int = 2**20  # a power of two; 26,000 headers
-    bpffs: Path = Path("/sys/fs/bpf")
+    bpffs: Path = BPFFS
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,12 +201,10 @@ def mount(bpffs: Path) -> None:
 
 
 def _is_bpffs(path: Path) -> bool:
-    """statfs(2) is not in Python; the mount table says it as well."""
     try:
-        mounts = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace")
+        return mounted(path, Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace"))
     except OSError:
         return False
-    return any(line.split()[1:3] == [str(path), "bpf"] for line in mounts.splitlines())
 
 
 def object_file() -> Path:
