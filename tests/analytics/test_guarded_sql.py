@@ -204,22 +204,22 @@ async def test_an_answer_of_many_bytes_is_cut(guarded: GuardedSql) -> None:
     ],
 )
 async def test_a_query_without_an_end_is_interrupted(store: Store, told: AnalyticsSettings, sql: str) -> None:
-    guarded = GuardedSql(store, AnalyticsSettings(told.directory, sql_seconds_max=0.3))
+    guarded = GuardedSql(store, AnalyticsSettings(told.directory, sql_seconds_max=1.0))
     began = time.monotonic()
     refused = await refusal(guarded, sql)
     assert refused.kind == "limit"
-    assert "0.3 s" in refused.reason
-    assert time.monotonic() - began < 3
+    assert "1 s" in refused.reason
+    assert time.monotonic() - began < 20  # not until the query ends, which it never does
     assert await rows(guarded, "select 1") == [[1]]
     await guarded.close()
 
 
 async def test_a_function_that_heeds_no_interrupt_is_ended_by_force(store: Store, told: AnalyticsSettings) -> None:
-    guarded = GuardedSql(store, AnalyticsSettings(told.directory, sql_seconds_max=0.3))
+    guarded = GuardedSql(store, AnalyticsSettings(told.directory, sql_seconds_max=1.0))
     began = time.monotonic()
     refused = await refusal(guarded, "select levenshtein(repeat('ab', 200000), repeat('ba', 200000))")
     assert refused.kind == "limit"
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     assert await rows(guarded, "select 1") == [[1]]
     await guarded.close()
 
@@ -233,7 +233,7 @@ async def test_a_function_that_heeds_no_interrupt_is_ended_by_force(store: Store
     ],
 )
 async def test_a_query_that_wants_much_memory_is_refused(store: Store, told: AnalyticsSettings, sql: str) -> None:
-    guarded = GuardedSql(store, AnalyticsSettings(told.directory, sql_seconds_max=0.5))
+    guarded = GuardedSql(store, AnalyticsSettings(told.directory, sql_seconds_max=2.0))
     assert (await refusal(guarded, sql)).kind == "limit"
     assert await rows(guarded, "select 1") == [[1]]
     await guarded.close()
@@ -259,7 +259,7 @@ async def test_long_sql_is_refused_unread(guarded: GuardedSql) -> None:
 
 async def test_a_caller_has_one_query_at_a_time_and_the_line_has_an_end(store: Store, told: AnalyticsSettings) -> None:
     guarded = GuardedSql(store, AnalyticsSettings(told.directory, sql_waiting_max=2))
-    slow = "select count(*) from range(1000000000)"
+    slow = "select count(*) from range(200000000)"
     first = asyncio.create_task(guarded.run(slow, "alice"))
     await asyncio.sleep(0.05)
     again = await guarded.run("select 1", "alice")
