@@ -28,6 +28,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 bpf = ebpf_fixtures.bpf
 
 NOBODY = 65534
+LOGGED = {
+    "logging_collector": "on",
+    "log_destination": "jsonlog",
+    "log_statement": "all",
+    "log_connections": "on",
+    "log_disconnections": "on",
+    "log_replication_commands": "on",
+    "log_timezone": "UTC",
+}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +44,7 @@ def server(bpf: None) -> Iterator[Server]:
     """Its own copy of a binary: the probes slow nobody else's server. It asks for passwords."""
     place = home()
     try:
-        with Server(place, copy_of(18, place)) as made:
+        with Server(place, copy_of(18, place), **LOGGED) as made:
             (made.data / "pg_hba.conf").write_text(
                 "host all postgres 127.0.0.1/32 trust\nhost all all 127.0.0.1/32 scram-sha-256\nlocal all all scram-sha-256\n"
             )
@@ -64,24 +73,37 @@ def witness(server: Server) -> Iterator[Witness]:
 
 @pytest.fixture
 def house(
+    request: pytest.FixtureRequest,
     tmp_path: Path,
     shop: Database,
     witness: Witness,
+    server: Server,
     wait_for: WaitFor,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[House]:
+    """With the parameter "log too", a collector of the server's log looks beside the kernel's."""
     collectors = f"""[collectors.ebpf]
 kind = "ebpf"
 server = "main"
 connections = ["shop"]
 path = "{witness.socket}"
 canary_seconds = 5"""
+    if getattr(request, "param", "") == "log too":
+        collectors += f"""
+
+[collectors.log]
+kind = "log"
+server = "main"
+connections = ["shop"]
+path = "{server.data}/log"
+canary_seconds = 5"""
     with running(tmp_path, shop, collectors, wait_for, capsys, monkeypatch) as made:
         yield made
 
 
-def test_all_that_the_protocol_allows_is_explained_by_what_the_kernel_saw(
+@pytest.mark.parametrize("house", ["log too"], indirect=True)
+def test_all_that_the_protocol_allows_is_explained_by_what_the_kernel_saw_and_by_the_log_at_once(
     house: House, shop: Database, wait_for: WaitFor, needs: Callable[[str, bool], None]
 ) -> None:
     needs("pgbench", shutil.which("pgbench") is not None)
@@ -101,13 +123,14 @@ def test_all_that_the_protocol_allows_is_explained_by_what_the_kernel_saw(
     assert set(verdicts) <= {"audited", "ours", "declared"}, verdicts
     assert verdicts["audited"] > 30
     seen = house.collectors()
+    assert {one["kind"] for one in seen} == {"ebpf", "log"}
     assert [one["lost"] for one in seen] == [0] * len(seen)
     assert [one["reason"] for one in seen] == [""] * len(seen)
     ran = [one for one in house.get("/v1/statements?decision=allow") if one["outcome"] in ("ok", "error")]
     assert len(ran) > 1_000
     house.stop_api()
     counts = wait_for(
-        lambda: (kept := house.counts()).get("statements_matched", 0) > 0.9 * len(ran) and kept, 60, "they are matched"
+        lambda: (kept := house.counts()).get("statements_matched", 0) > 0.9 * len(ran) * len(seen) and kept, 60, "they are matched"
     )
     assert isinstance(counts, dict)
     assert not {"statements_beyond_the_limit", "statements_not_compared", "live_sessions_forgotten"} & set(counts)
