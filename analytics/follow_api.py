@@ -60,7 +60,7 @@ def router(log: EventLog, queries: Queries, authenticate: Authenticate, stopping
             raise HTTPException(503, f"the log is damaged, see pgwarden log: {error}") from error
         finally:
             waiting -= 1
-        items = await _whole(queries, found)
+        items = await whole(queries, found)
         looked(request, Looked(len(items), "follow", dict(given)))
         return JSONResponse({"items": items, "next": _cursor(offsets)})
 
@@ -93,7 +93,7 @@ async def _found(
     return sorted(found, key=lambda line: int(line["at_us"] or 0))
 
 
-async def _whole(queries: Queries, found: list[Line]) -> list[Mapping[str, object]]:
+async def whole(queries: Queries, found: list[Line]) -> list[Mapping[str, object]]:
     """With times as people read them, and with the texts of statements that were defined before anybody followed."""
     asked: dict[tuple[object, object], object] = {}
     for line in found:

@@ -222,6 +222,7 @@ class Finding(msgspec.Struct, frozen=True):
     last_at: datetime | None = None
     numbers: dict[str, float] = {}  # each with its unit last in the name
     offsets: tuple[str, ...] = ()
+    evidence: tuple[str, ...] = ()  # names of events
     triaged_by: str = ""
     triaged_at: datetime | None = None
     note: str = ""
@@ -245,6 +246,20 @@ class Restraints(msgspec.Struct, frozen=True):
 
     def of(self, agent: str) -> tuple[Restraint, ...]:
         return tuple(each for each in (*self.held, *self.throttled) if each.agent == agent)
+
+
+class Told(msgspec.Struct, frozen=True):
+    """What one event of a record of the log tells."""
+
+    at: datetime
+    kind: str
+    event: str = ""  # its name
+    agent: str = ""
+    session: str = ""
+    execution: int | None = None
+    text: str = ""
+    reason: str = ""
+    outcome: str = ""
 
 
 class Mute(msgspec.Struct, frozen=True):

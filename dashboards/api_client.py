@@ -33,6 +33,7 @@ from dashboards.answers import (
     Source,
     SqlAnswer,
     Statement,
+    Told,
     Touched,
 )
 from dashboards.settings import KEY_FILE_VARIABLE, Settings, SettingsRefused, operator_key
@@ -142,6 +143,10 @@ class Client:
     def finding(self, finding: str) -> Finding:
         """With its history."""
         return self._get(f"/v1/findings/{_part(finding)}", {}, Finding)
+
+    def record(self, place: str) -> tuple[Told, ...]:
+        """What stands in the log at `<topic>/<partition>/<offset>`."""
+        return self._get("/v1/records/" + "/".join(_part(each) for each in place.split("/")), {}, Page[Told]).items
 
     def mutes(self) -> tuple[Mute, ...]:
         return self._all("/v1/mutes", {}, Page[Mute])

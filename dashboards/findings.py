@@ -8,9 +8,9 @@ from typing import Final
 import streamlit as st
 
 from dashboards import endings, filters, ledger, links, notices, reach, statements, switch, viewer
-from dashboards.answers import Agent, Finding, Mute
+from dashboards.answers import Agent, Finding, Mute, Told
 from dashboards.api_client import ApiRefused, ApiTrouble, request_key
-from dashboards.ledger import Banner, Column, Fact, Lines, Mark, Mono, Number, Row, Text, Time, Tone
+from dashboards.ledger import Banner, Column, Fact, Lines, Mark, Mono, Number, Row, Sql, Text, Time, Tone
 from dashboards.settings import DEFAULTS
 from dashboards.words import number, plural
 
@@ -188,6 +188,7 @@ def _one(name: str) -> None:
     if agent is not None and agent.state != "active":
         endings.draw(agent)
     _evidence(finding)
+    _places(finding)
     _history(finding)
     _follow(finding, agent)
 
@@ -313,6 +314,53 @@ def _evidence(finding: Finding) -> None:
     )
     if pressed is not None:
         statements.open_action(pressed)
+
+
+def _places(finding: Finding) -> None:
+    """The records of the log that it names, each read when it is asked for."""
+    if not finding.offsets:
+        return
+    place = st.selectbox(
+        "Where it stands in the log", finding.offsets, index=None, key="place", placeholder="choose a record to read it", width=320
+    )
+    if place is None:
+        return
+    try:
+        told = reach.client().record(place)
+    except ApiRefused as error:
+        ledger.banners([Banner("warn", "This record is not to be seen.", str(error))], key="no record")
+        return
+    except ApiTrouble as error:
+        reach.trouble(error, "record")
+        return
+    pressed = ledger.table(
+        (Column("Time", 160), Column("What", 240), Column("Agent", 120), Column("It says")),
+        [told_row(index, each, each.event in finding.evidence) for index, each in enumerate(told)],
+        key="record",
+        title=f"Record {place}",
+        empty="It tells of no session and no statement.",
+        height_pixels=360,
+        selectable=True,
+    )
+    if pressed is not None:
+        each = told[int(pressed.id)]
+        if each.session and each.execution is not None:
+            links.to_statement(each.session, each.execution)
+        elif each.session:
+            links.to_session(each.session)
+
+
+def told_row(index: int, told: Told, evidence: bool) -> Row:
+    return Row(
+        id=str(index),
+        cells=(
+            Time(told.at),
+            Mark(f"{told.kind}{', the evidence' * evidence}", "warn" if evidence else "quiet"),
+            Text(told.agent, "strong" if evidence else ""),
+            Sql(told.text or told.outcome or told.reason or "–", told.reason if told.text else ""),
+        ),
+        tone="warn" if evidence else "",
+    )
 
 
 def _us(at: datetime) -> int:

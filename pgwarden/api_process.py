@@ -19,7 +19,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from analytics import api as analytics_api
-from analytics import export_api, findings_api, follow_api, snapshot_api
+from analytics import export_api, findings_api, follow_api, record_api, snapshot_api
 from analytics.exports import Exports
 from analytics.guarded_sql import GuardedSql
 from analytics.inspector import Inspector
@@ -149,10 +149,11 @@ async def _run(config: Config) -> int:
             exported = export_api.router(Exports(queries, settings), authenticate)
             copied = snapshot_api.router(snapshots, authenticate)
             followed = follow_api.router(log, queries, authenticate, stop.is_set)
+            one_record = record_api.router(log, queries, authenticate)
             metrics = _metrics(config.state, authenticate)
             triaged = findings_api.router(triager, authenticate)
             restrained = restraints_api.router(registrar.registry, authenticate)
-            routers = (answers, exported, copied, followed, triaged, restrained, metrics)
+            routers = (answers, exported, copied, followed, one_record, triaged, restrained, metrics)
             app = application(registrar, authenticate, routers, applied, _agent_of(queries), looks)
             server = Server(http_server.settings(app, CONNECTIONS_MAX, HEADER_BYTES_MAX, SHUTDOWN_SECONDS_MAX))
             # Before the first answer: whoever finds the API up finds the agents of the file registered.

@@ -274,8 +274,12 @@ def test_an_api_that_is_down_is_said_and_its_return_is_noticed(house: House, scr
         banner = screen.table("watch").get_by_role("alert")
         expect(banner).to_contain_text("cannot be reached")
         expect(banner).to_contain_text("Start it with `pgwarden api`")
-        screen.open("/statements")
-        expect(banner).to_contain_text("cannot be reached")
+        for path in ("/", "/sessions", "/findings", "/findings?finding=f-1", "/coverage", "/sql", "/statements"):
+            screen.open(path)
+            expect(banner).to_contain_text("cannot be reached")
+            expect(banner).to_contain_text("Start it with `pgwarden api`")
+            expect(screen.page.get_by_text("Times in UTC")).to_be_visible()  # the page was drawn to its end
+            expect(screen.page.get_by_test_id("stException")).to_have_count(0)
         screen.shot("down")
     finally:
         house.start_api()

@@ -37,6 +37,7 @@ WANTS: dict[str, Role] = {
     "GET /v1/sources": "viewer",
     "GET /v1/looks": "administrator",
     "GET /v1/follow": "viewer",
+    "GET /v1/records/{topic}/{partition}/{offset}": "viewer",
     "GET /v1/export/statements": "viewer",
     "GET /v1/findings/{finding}": "viewer",
     "POST /v1/findings/{finding}/acknowledge": "responder",
