@@ -239,7 +239,7 @@ async def test_a_flood_that_nobody_reads_is_counted_and_each_loss_is_its_session
     try:
         await await_for(witness.attached)
         for number in range(3):
-            await asyncio.to_thread(run, own, f"flood {number}", *["select 1"] * 1500)
+            await asyncio.to_thread(run, own, f"flood {number}", *[f"select '{'x' * 380}'"] * 1500)
         async with reading(witness.socket, outlet) as collector:
             await await_for(lambda: collector.state().lost > 0)
             await asyncio.to_thread(run, own, "after", "select 'after'")
@@ -249,7 +249,7 @@ async def test_a_flood_that_nobody_reads_is_counted_and_each_loss_is_its_session
                 status = collector.status
                 return status is not None and status.made == collector.decoding.read + collector.decoding.lost
 
-            await await_for(balanced, 5)
+            await await_for(balanced, 20)
             status = collector.status
             assert status is not None
             assert (status.lost, status.unattributed) == (collector.decoding.lost, 0)
