@@ -264,6 +264,8 @@ class Reconcile:
             return
         held = self._held
         held.count("statements_seen")
+        if event.source == "audit" and (witness := held.witness(event.witness, event.server)) is not None:
+            witness.audited_us = max(witness.audited_us, event.at_us)
         key = f"{event.server}/{event.session_id}"
         if key not in held.state.seen:  # it began before its collector looked
             start_us, pid = start_and_pid(event.session_id)

@@ -336,7 +336,8 @@ def _may_be_unseen(ran: Recorded, context: Context) -> bool:
 def _unrecorded(seen: Observed, context: Context) -> int:
     if _stands_for_a_refusal(seen, context):
         return 0
-    if seen.sqlstate and seen.digest in context.defined:
+    # pgaudit writes at the Bind, where an executor is begun: an Execute need not have come.
+    if (seen.sqlstate or seen.source == "audit") and seen.digest in context.defined:
         return _NEVER_BEGAN
     return _ALONE
 

@@ -36,14 +36,17 @@ def _context(held: Held, opened: Opened, witness: str, lane: Lane) -> Context:
     eyes = held.eyes(witness, opened.connection)
     ignore_us = seen_since_us = lane.ignore_us
     for one in eyes:
-        if one.unseen_until_us > seen_since_us:
-            seen_since_us = one.unseen_until_us
+        seen_since_us = max(seen_since_us, one.unseen_until_us, one.passes_over_until_us())
 
     def excused(ran: Recorded) -> bool:
         ended_us = ran.ended_us or held.now_us
         if not eyes or ran.started_us <= ignore_us + SECOND:
             return True
-        return any(not one.saw_all(opened.session_id, ran.started_us - SECOND, ended_us + SECOND) for one in eyes)
+        return any(
+            ran.started_us <= one.passes_over_until_us()
+            or not one.saw_all(opened.session_id, ran.started_us - SECOND, ended_us + SECOND)
+            for one in eyes
+        )
 
     return Context(opened.texts, opened.defined, opened.denied, seen_since_us + SECOND if eyes else FOR_EVER, excused)
 

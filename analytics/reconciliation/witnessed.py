@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 INTERVALS_MAX = 200  # of a collector that are remembered; the oldest two become one
 FOR_EVER = 1 << 62
+AUDIT_US = (
+    3_600 * 1_000_000
+)  # that pgaudit's word for one statement stands for how the next is told: the longest between two canaries
 
 
 @dataclass(slots=True)
@@ -32,6 +35,7 @@ class Witness:
     unseen: list[Interval] = field(default_factory=list)
     stopped_us: int = 0  # when it was told that it ended; 0 = it runs, or is no longer waited for
     unseen_until_us: int = FOR_EVER  # no interval of them ends later; what began after it needs no look at them
+    audited_us: int = 0  # when it last told of what pgaudit alone had written; 0 = never
 
     def __post_init__(self) -> None:
         self._look_again()
@@ -65,6 +69,11 @@ class Witness:
         return from_us > self.unseen_until_us or not any(
             one.from_us <= until_us and from_us <= one.until_us and one.session_id in ("", session_id) for one in self.unseen
         )
+
+    def passes_over_until_us(self) -> int:
+        """Up to when it may be silent of what ran though it sees; 0 = never. pgaudit writes nothing of how a failed transaction is
+        ended (pgaudit_ProcessUtility_hook)."""
+        return self.audited_us + AUDIT_US if self.audited_us else 0
 
     def _miss(self, interval: Interval) -> None:
         self.unseen.append(interval)

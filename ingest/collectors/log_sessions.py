@@ -58,7 +58,7 @@ class _Begun(msgspec.Struct, gc=False):  # one is made for each statement: a fif
     query_id: int
     place: Place
     rows: int = -1
-    audited: int = 0  # pgaudit's lines that were about it
+    audited: int = 0  # pgaudit's lines that counted rows of it
 
 
 @dataclass(slots=True)
@@ -352,14 +352,17 @@ class LogSessions:
             return  # one line a relation: the statement has been told
         session.audit = (found.statement, found.substatement)
         begun = session.begun
-        if found.substatement > 1:
+        again = begun is not None and (begun.source == "statement" or (begun.source == "audit" and found.substatement > 1))
+        if begun is not None and again and begun.text == found.text:
+            # It has been said already: by the server, or of the function that it calls. Of several statements in one text, the rows
+            # of one would be wrong for all.
+            if found.rows >= 0:
+                begun.audited += 1
+                begun.rows = found.rows if begun.audited == 1 else -1
+        elif found.substatement > 1:
             self._told(name, session, line, at_us)
             ran = _Begun(at_us, line.line_num, "nested", found.text, line.query_id, place, found.rows)
             self._tell(name, session, ran, known=False)
-        elif begun is not None and begun.source == "statement" and begun.text == found.text:
-            # The server has said it already. Of several statements in one text, the rows of one would be wrong for all.
-            begun.audited += 1
-            begun.rows = found.rows if begun.audited == 1 else -1
         elif not session.logged:
             self._begin(name, session, line, at_us, place, "audit", found.text)
             if found.rows >= 0:  # it is told at the end then

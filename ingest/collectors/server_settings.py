@@ -26,6 +26,7 @@ NAMES: Final = frozenset(
         "log_file_mode",
         "log_directory",
         "pgaudit.log",
+        "pgaudit.log_rows",
     }
 )
 _ENGLISH: Final = ("", "C", "POSIX", "C.UTF-8", "C.utf8")
@@ -73,6 +74,9 @@ def shortcomings(kind: Format, settings: Mapping[str, str], overrides: Sequence[
     audits = {part.strip().lower() for part in settings.get("pgaudit.log", "").split(",")}
     if given("log_statement") not in (None, "all") and "all" not in audits:
         wrong(True, "log_statement", "all")
+    if given("log_statement") not in (None, "all") and given("pgaudit.log_rows") == "on":
+        # It then writes what a statement ran itself before the statement, and which of them the client sent cannot be told.
+        wrong(True, "pgaudit.log_rows", "off", f"set log_statement = all, or pgaudit.log_rows = off, in postgresql.conf, {_RELOAD}")
     if given("log_min_messages") in _LOG_HIDES:
         wrong(True, "log_min_messages", "warning")
     if given("log_min_error_statement") in _ERROR_HIDES:

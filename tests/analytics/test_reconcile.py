@@ -451,10 +451,12 @@ class Session(Desk):
             under=self.under,
         )
 
-    def observed(self, text: str, sqlstate: str = "", *, keeps_text: bool = True, at_us: int = 0) -> None:
+    def observed(
+        self, text: str, sqlstate: str = "", source: str = "statement", *, keeps_text: bool = True, at_us: int = 0
+    ) -> None:
         self._sequence += 1
         whole = digest(text.encode())
-        at = (at_us or self.now_us, "log", SERVER, self.session_id, self._sequence, "statement")
+        at = (at_us or self.now_us, "log", SERVER, self.session_id, self._sequence, source)
         kept = text if keeps_text else ""
         self.record(StatementObserved(*at, kept, len(text), whole, 0, -1, sqlstate, -1, "pgwarden", "shop", ""))
 
@@ -497,6 +499,21 @@ def test_a_collector_that_does_not_come_back_is_no_longer_waited_for() -> None:
     assert (desk.told(), desk.step.status()["statements_waiting"]) == ([], 0)
     desk.executed("select 2")
     assert desk.step.status()["statements_waiting"] == 0
+
+
+@pytest.mark.parametrize(("source", "told"), [("audit", ["unaudited"]), ("statement", ["phantom", "unaudited", "unaudited"])])
+def test_where_pgaudit_alone_writes_its_silence_proves_nothing_and_its_word_does(source: str, told: list[str]) -> None:
+    session = Session()
+    session.executed("SELECT 1")
+    session.observed("SELECT 1", source=source)
+    session.executed("ROLLBACK")  # of a failed transaction: pgaudit writes nothing of it
+    session.observed("SELECT 'round the gateway'", source=source)
+    session.defined("SELECT 'bound and not executed'")
+    session.observed("SELECT 'bound and not executed'", source=source)
+    for _ in range(20):
+        session.wait(1)
+        session.complete()
+    assert (sorted(session.told()), session.step.status()["statements_matched"]) == (told, 1)
 
 
 def test_what_ran_behind_many_refusals_is_found_with_its_counterpart() -> None:

@@ -143,7 +143,14 @@ def test_what_blinds_is_named_with_its_value_and_what_to_write(name: str, value:
     assert str(found).startswith(f"{name} is {value}: set {name} = ")
 
 
-def test_pgaudit_is_as_good_as_log_statement() -> None:
+def test_pgaudit_alone_must_not_count_rows() -> None:
+    audited = {**GOOD, "log_statement": "none", "pgaudit.log": "all", "pgaudit.log_rows": "on"}
+    (found,) = shortcomings("jsonlog", audited, [])
+    assert (found.blinds, "set log_statement = all, or pgaudit.log_rows = off" in str(found)) == (True, True)
+    assert shortcomings("jsonlog", {**audited, "log_statement": "all"}, []) == []
+
+
+def test_pgaudit_in_place_of_log_statement_blinds_nobody() -> None:
     assert shortcomings("jsonlog", {**GOOD, "log_statement": "none", "pgaudit.log": "all"}, []) == []
 
 

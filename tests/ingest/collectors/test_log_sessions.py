@@ -150,6 +150,25 @@ def test_pgaudit_adds_the_statements_of_functions_and_rows_and_repeats_nothing()
     assert [one for one in plain if "terminate" not in one[0]][: len(without) - 2] == without[:-2]
 
 
+@pytest.mark.parametrize(("first", "source", "rows"), [("statement: SELECT f()", "statement", 1), ("", "audit", -1)])
+def test_a_statement_that_pgaudit_speaks_of_before_and_after_what_its_function_ran_is_told_once(
+    first: str, source: str, rows: int
+) -> None:
+    counted = (lambda number: f",{number}") if first else (lambda _: "")
+    messages = [
+        first,
+        f"AUDIT: SESSION,1,1,FUNCTION,EXECUTE,FUNCTION,public.f,SELECT f(),<not logged>{counted(0)}",
+        f"AUDIT: SESSION,1,2,WRITE,UPDATE,TABLE,public.t,UPDATE t SET a = 1,<not logged>{counted(3)}",
+        f"AUDIT: OBJECT,1,2,WRITE,UPDATE,TABLE,public.t,UPDATE t SET a = 1,<not logged>{counted(3)}",
+        f"AUDIT: SESSION,1,3,READ,SELECT,,,SELECT f(),<not logged>{counted(1)}",
+        first or "AUDIT: SESSION,2,1,READ,SELECT,,,SELECT f(),<not logged>",  # another execution
+    ]
+    out = statements(told(line(number, message) for number, message in enumerate(filter(None, messages), 1)))
+    nested = [(one.text, one.rows) for one in out if one.source == "nested"]
+    assert nested == [("UPDATE t SET a = 1", 3 if first else -1)]
+    assert [(one.source, one.text, one.rows) for one in out if one.source != "nested"][:1] == [(source, "SELECT f()", rows)]
+
+
 def test_pgaudit_alone_is_a_witness_too() -> None:
     lines = [one for one in lines_of("pg15audit.json") if not one.message.startswith(("statement: ", "execute "))]
     numbers: dict[str, int] = {}
