@@ -29,8 +29,10 @@ from identity.agent_keys import create, create_operator_key
 HERE: Final = Path(__file__).parent
 LIFE_DAYS: Final = 825
 
-PROCESSES: Final = ("gateway-1", "gateway-2", "watchdog", "worker-1", "worker-2", "api")
+PROCESSES: Final = ("gateway-1", "gateway-2", "watchdog", "collector", "worker-1", "worker-2", "api")
 ACCOUNTS: Final = {"postgres": 999, "keycloak": 1000, "pgwarden": 10001}  # of the images' own users
+
+LOG: Final = "postgres-log"  # a folder that postgres writes and pgwarden reads, and nobody else
 
 VALUES: Final[Mapping[str, str]] = {
     "state": "/var/lib/pgwarden",
@@ -40,6 +42,7 @@ VALUES: Final[Mapping[str, str]] = {
     "kafka": "kafka:9092",
     "postgres_host": "postgres",
     "postgres_port": "5432",
+    "postgres_log": "/var/log/pgwarden",
     "issuer": "https://keycloak:8443/realms/agents",
     "replication": "1",
 }
@@ -51,7 +54,7 @@ def main(arguments: list[str]) -> int:
     if unknown := values.keys() - VALUES.keys():
         sys.stderr.write(f"setup.py: there is no {sorted(unknown)[0]}; write some of {', '.join(VALUES)}\n")
         return 2
-    for reader in ACCOUNTS:
+    for reader in (*ACCOUNTS, LOG):
         (Path(folder) / reader).mkdir(mode=0o700, parents=True, exist_ok=True)
     make(Path(folder), values)
     if os.geteuid() == 0:
@@ -119,6 +122,9 @@ def give_away(folder: Path) -> None:
     for reader, account in ACCOUNTS.items():
         for path in (folder / reader, *(folder / reader).iterdir()):
             os.chown(path, account, account)
+    # What postgres writes there takes the folder's group: log_file_mode is 0640.
+    os.chown(folder / LOG, ACCOUNTS["postgres"], ACCOUNTS["pgwarden"])
+    (folder / LOG).chmod(0o2750)
 
 
 # -- certificates: an authority whose key is forgotten at once, and one certificate a server ---------------------------------------

@@ -1,5 +1,5 @@
-"""What docker-compose.yml describes, as processes: two gateways, two workers, a watchdog, the API, the dashboard; one Kafka, one
-PostgreSQL, and a real Keycloak."""
+"""What docker-compose.yml describes, as processes: two gateways, two workers, a watchdog, a collector, the API, the dashboard; one
+Kafka, one PostgreSQL, and a real Keycloak."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import psycopg
 import pytest
 import yaml
 
+from ingest.events import StatementObserved
 from pgwarden.cli import parser
 from tests.keycloak import Keycloak, home
 from tests.system.topology import COMPOSE, ROOT, Topology, services, until
@@ -26,7 +27,7 @@ ORDERS = {"schema": "public", "tables": ["orders"], "operations": ["select", "in
 
 def test_the_roles_are_all_there() -> None:
     commands = [command[0] for command in services().values()]
-    assert sorted(commands) == ["api", "dashboard", "gateway", "gateway", "watchdog", "worker", "worker"]
+    assert sorted(commands) == ["api", "collector", "dashboard", "gateway", "gateway", "watchdog", "worker", "worker"]
 
 
 @pytest.mark.parametrize("service", services())
@@ -89,7 +90,15 @@ def topology(
     needs: Callable[[str, bool], None], own_broker: Broker, postgres: Postgres, tmp_path: Path
 ) -> Iterator[tuple[Topology, Keycloak]]:
     needs("keycloak", home() is not None)
-    made = Topology(tmp_path, (own_broker.bootstrap,), postgres.host, postgres.port, postgres.dsn("postgres"), "@issuer@")
+    made = Topology(
+        tmp_path,
+        (own_broker.bootstrap,),
+        postgres.host,
+        postgres.port,
+        postgres.dsn("postgres"),
+        "@issuer@",
+        server_log=postgres.log_folder,
+    )
     with Keycloak(tmp_path / "keycloak", tmp_path / "pgwarden" / "ca.pem") as keycloak:
         for file in (tmp_path / "pgwarden").glob("*.toml"):
             file.write_text(file.read_text().replace("@issuer@", keycloak.issuer))
@@ -145,3 +154,24 @@ def test_the_whole_works_on_kafka_as_docker_compose_describes_it(topology: tuple
     assert {gateway["gateway"] for gateway in health["gateways"]} == {"gateway-1", "gateway-2"}
     assert health["status"] == "ok", health["problems"]
     until(lambda: len([e for _, e in house.events("commands") if getattr(e, "agent", "") == "clerk"]) >= 2, "the workers' orders")
+
+    # The collector's record reaches the tables through Kafka, what ran while it was killed too, and explains every session.
+    house.kill9("collector")
+    with house.connect("other", other_key, "gateway-1") as session:
+        session.execute("SELECT 'while nobody looked'")
+    house.launch("collector")
+    house.wait_well("collector")
+
+    def explained() -> bool:
+        seen = house.call("GET", "/v1/observations/sessions", user_name="warden", limit=1000)["items"]
+        audited = {item["session"] for item in seen if item["verdict"] == "audited"}
+        opened = {item["session"] for item in house.call("GET", "/v1/sessions", limit=1000)["items"]}
+        assert not [item for item in seen if item["verdict"] in ("shadow", "hijacked")]
+        return audited >= opened and not [item for item in seen if item["verdict"] == "pending"]
+
+    until(explained, "every session has its verdict", 60)
+    ran = {event.text for _, event in house.events("witness") if isinstance(event, StatementObserved)}
+    assert "SELECT 'while nobody looked'" in ran
+    (collector,) = house.call("GET", "/v1/coverage")["items"]
+    assert (collector["witness"], collector["state"], collector["lost"]) == ("shop-log", "seeing", 0)
+    assert house.call("GET", "/v1/coverage/gaps", kind="lost")["items"] == []

@@ -59,6 +59,7 @@ class Topology:
     superuser_dsn: str
     issuer: str = "https://127.0.0.1:1/realms/agents"  # nobody, where no test asks for tokens
     replication: int = 1
+    server_log: Path | None = None  # the folder of the server's log; None: no collector runs
     changes: dict[str, str] = field(default_factory=dict)  # text of the configuration -> what stands there instead
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     ports: dict[str, int] = field(default_factory=dict)
@@ -71,6 +72,7 @@ class Topology:
             "postgres_port": str(self.database_port),
             "issuer": self.issuer,
             "replication": str(self.replication),
+            "postgres_log": str(self.server_log or self.folder / "postgres-log"),
         }
         subprocess.run(
             [sys.executable, str(ROOT / "deploy" / "setup.py"), str(self.folder), *(f"{k}={v}" for k, v in values.items())],
@@ -100,9 +102,10 @@ class Topology:
             stack.callback(self.close)
             self._make_database()
             self.run("topics", "apply", "-c", str(self.file("api")))
-            for service in services():
+            started = [name for name in services() if name != "collector" or self.server_log is not None]
+            for service in started:
                 self.launch(service)
-            for service in services():
+            for service in started:
                 self.wait_well(service)
             stack.pop_all()
         return self
