@@ -92,6 +92,7 @@ class _Open(msgspec.Struct, array_like=True):
     summary: str
     numbers: tuple[tuple[str, float], ...]
     offset: str
+    severity: str = ""
 
 
 class _State(msgspec.Struct, array_like=True):
@@ -436,7 +437,7 @@ class Detection:
         finding = "f-" + hashlib.sha256(f"{key}\0{evidence}".encode("utf-8", "surrogatepass")).hexdigest()[:20]
         began = self._state.agents[agent].window.offset if agent in self._state.agents else ""
         offsets = tuple(dict.fromkeys(offset for offset in (began, self._offset) if offset))
-        opened[key] = _Open(finding, agent, at_us, at_us, 1, 1, found.summary, found.numbers, self._offset)
+        opened[key] = _Open(finding, agent, at_us, at_us, 1, 1, found.summary, found.numbers, self._offset, found.severity)
         self._effects.append(
             FindingRaised(
                 at_us,
@@ -468,5 +469,7 @@ class Detection:
         numbers = tuple((name, float(value)) for name, value in known.numbers)
         offsets = (known.offset,) if known.offset else ()
         self._effects.append(
-            FindingRecurred(at_us, known.finding, known.agent, known.times, known.last_us, known.summary, numbers, offsets)
+            FindingRecurred(
+                at_us, known.finding, known.agent, known.times, known.last_us, known.summary, numbers, offsets, known.severity
+            )
         )

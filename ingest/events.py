@@ -565,6 +565,7 @@ class FindingRecurred(_Fact, frozen=True, tag=51):
     summary: str
     numbers: tuple[tuple[str, float], ...] = ()
     offsets: tuple[str, ...] = ()
+    severity: str = ""  # as the finding's; "" = of before it was said
 
 
 class FindingAcknowledged(_Fact, frozen=True, tag=52):

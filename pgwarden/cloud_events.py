@@ -19,6 +19,7 @@ from ingest.events import (
     BackendReaped,
     Event,
     FindingRaised,
+    FindingRecurred,
     Frame,
     GrantNarrowed,
     GrantRevoked,
@@ -43,7 +44,7 @@ ITEMS_MAX: Final = 50  # of one list; a receiver is told what happened, and wher
 TEST: Final = "pgwarden.Test"
 
 _OF_KIND: Final[Mapping[Kind, tuple[type[Event], ...]]] = {
-    "findings": (FindingRaised,),
+    "findings": (FindingRaised, FindingRecurred),
     "kills": (SessionKilled, SessionReaped, BackendReaped),
     "revocations": (
         AgentRevoked,
@@ -81,7 +82,7 @@ def topics(kinds: Collection[Kind]) -> tuple[Topic, ...]:
 def is_wanted(event: Event, kinds: Collection[Kind], severity_min: Severity) -> bool:
     if not any(isinstance(event, _OF_KIND[kind]) for kind in kinds):
         return False
-    if isinstance(event, FindingRaised) and event.severity in SEVERITIES:  # one that is not known here is told
+    if isinstance(event, FindingRaised | FindingRecurred) and event.severity in SEVERITIES:  # one that is not known here is told
         return SEVERITIES.index(event.severity) >= SEVERITIES.index(severity_min)
     return True
 

@@ -46,6 +46,7 @@ def _d(name: str, kind: Kind, process: str, path: str, sentence: str, scale: flo
 _CONNECTION: Final = {"connection": ""}
 _FINDING: Final = {"detector": "detector", "severity": "severity"}
 _COLLECTOR: Final = {"collector": "collector", "kind": "kind", "server": "server"}
+_WITNESS: Final = {"collector": "name", "server": "server"}
 _WEBHOOK: Final = {"webhook": ""}
 _INSPECTION: Final = {"inspection": ""}
 
@@ -315,6 +316,69 @@ METRICS: Final[tuple[Described, ...]] = (
         scale=_US,
         each="collectors",
         labels=_COLLECTOR,
+    ),
+    Described(
+        "pgwarden_witness_reached",
+        "gauge",
+        "collector",
+        "witness.reached",
+        "1 while this collector hears the witness.",
+        each="collectors",
+        labels=_WITNESS,
+    ),
+    Described(
+        "pgwarden_witness_attached",
+        "gauge",
+        "collector",
+        "witness.attached",
+        "1 while its probes are in place, and it sees.",
+        each="collectors",
+        labels=_WITNESS,
+    ),
+    Described(
+        "pgwarden_witness_records_total",
+        "counter",
+        "collector",
+        "witness.made",
+        "Records that its probes made since its ring was made.",
+        each="collectors",
+        labels=_WITNESS,
+    ),
+    Described(
+        "pgwarden_witness_records_lost_total",
+        "counter",
+        "collector",
+        "witness.lost",
+        "Of these, that found no room in the ring; each is told as a gap.",
+        each="collectors",
+        labels=_WITNESS,
+    ),
+    Described(
+        "pgwarden_witness_records_unattributed_total",
+        "counter",
+        "collector",
+        "witness.unattributed",
+        "Of these, whose session is not known, since the spill ring had no room either.",
+        each="collectors",
+        labels=_WITNESS,
+    ),
+    Described(
+        "pgwarden_witness_texts_unreadable_total",
+        "counter",
+        "collector",
+        "witness.unreadable_texts",
+        "Statements whose text could not be read.",
+        each="collectors",
+        labels=_WITNESS,
+    ),
+    Described(
+        "pgwarden_witness_sessions_unheld_total",
+        "counter",
+        "collector",
+        "witness.full_sessions",
+        "Sessions that found no room in its table.",
+        each="collectors",
+        labels=_WITNESS,
     ),
     Described(
         "pgwarden_webhook_deliveries_total",

@@ -47,7 +47,9 @@ def find(
     if times > most:
         if times & (times - 1) == 0:  # each time that it has doubled
             last = finding_name(kind, f"{opened.connection}/{opened.session_id}/many")
-            held.effects.append(FindingRecurred(held.now_us, last, opened.agent, times, held.now_us, summary))
+            held.effects.append(
+                FindingRecurred(held.now_us, last, opened.agent, times, held.now_us, summary, severity=SEVERITY[kind])
+            )
         return
     if times == most:
         what, summary = "many", f"{summary}; what follows of this kind in this session is counted"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol, TypeAlias
 
@@ -27,6 +27,7 @@ class CollectorState:
     observed: int  # handed out since it started
     lost: int  # observations that it knows of and did not see
     lag_us: int  # of the last one, from its end on the server to here; -1 = none yet
+    witness: Mapping[str, int] | None = None  # what `pgwarden witness` counts, where that is what it reads; None = not heard of yet
 
 
 class Outlet(Protocol):

@@ -95,6 +95,7 @@ class Watched:
             "observed": state.observed,
             "lost": state.lost,
             "lag_us": state.lag_us,
+            **({"witness": dict(state.witness)} if state.witness is not None else {}),
         }
 
     # -- as its outlet ---------------------------------------------------------------------------------------------------------

@@ -340,6 +340,8 @@ def test_the_same_again_recurs_and_is_told_as_the_count_doubles() -> None:
     ]
     assert len(raised) == 1
     assert recurred == [2, 4, 8]
+    told = [effect for effect in life.found if isinstance(effect, FindingRecurred) and effect.finding == raised[0].finding]
+    assert {effect.severity for effect in told} == {raised[0].severity}
     found = life.detection.tick(life.us + 2 * HOUR)  # the cooldown is over: the ninth is told
     assert 9 in [effect.times for effect in found if isinstance(effect, FindingRecurred)]
 

@@ -200,7 +200,10 @@ def test_the_life_of_an_agent_on_the_command_line(house: House, wait_for: Callab
     assert house.json("sql", counted)["rows"] == [["reporter", 3]]
     for kind in ("parquet", "csv", "arrow"):
         file = house.folder / f"answer.{kind}"
-        code, out, err = house.run("sql", counted, "--format", kind, "--output", str(file))
+        for _ in range(5):
+            code, out, err = house.run("sql", counted, "--format", kind, "--output", str(file))
+            if "ended by force" not in err:  # on a loaded machine: a query has a low priority, and 5 s
+                break
         assert (code, out) == (0, ""), err
         assert err == f"{file}: 1 rows, {file.stat().st_size} bytes\n"
         assert file.stat().st_mode & 0o777 == 0o600

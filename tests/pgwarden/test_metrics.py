@@ -117,6 +117,23 @@ def test_nothing_of_a_session_but_its_agent_is_shown() -> None:
     assert secret.encode() not in body
 
 
+def test_what_the_witness_says_of_itself_is_told_by_its_collector_alone() -> None:
+    counted = {"reached": 1, "attached": 0, "made": 90, "lost": 3, "unattributed": 1, "unreadable_texts": 2, "full_sessions": 0}
+    kernel = {"name": "kernel", "kind": "ebpf", "server": "main", "witness": counted}
+    found = samples(Neighbour("collector", "", {"collectors": [kernel, {"name": "log", "kind": "log", "server": "main"}]}))
+    witness = {name: value for (name, _), value in found.items() if name.startswith("pgwarden_witness_")}
+    assert witness == {
+        "pgwarden_witness_reached": 1,
+        "pgwarden_witness_attached": 0,
+        "pgwarden_witness_records_total": 90,
+        "pgwarden_witness_records_lost_total": 3,
+        "pgwarden_witness_records_unattributed_total": 1,
+        "pgwarden_witness_texts_unreadable_total": 2,
+        "pgwarden_witness_sessions_unheld_total": 0,
+    }
+    assert {dict(labels)["collector"] for name, labels in found if name.startswith("pgwarden_witness_")} == {"kernel"}
+
+
 # -- names -------------------------------------------------------------------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -63,7 +63,23 @@ class EbpfCollector:
 
     def state(self) -> CollectorState:
         reason = self._reason or (self.status.reason if self.status is not None else "")
-        return CollectorState(not reason, reason, self._complete_us, self._observed, self.decoding.lost, self._lag_us)
+        return CollectorState(
+            not reason, reason, self._complete_us, self._observed, self.decoding.lost, self._lag_us, self._of_the_witness()
+        )
+
+    def _of_the_witness(self) -> Mapping[str, int] | None:
+        """What it last said of itself; `reached` is 0 once it is lost."""
+        if (status := self.status) is None:
+            return None
+        return {
+            "reached": int(not self._reason),
+            "attached": int(status.seeing and not self._reason),
+            "made": status.made,
+            "lost": status.lost,
+            "unattributed": status.unattributed,
+            "unreadable_texts": status.unreadable_texts,
+            "full_sessions": status.full_sessions,
+        }
 
     async def run(self, outlet: Outlet) -> None:
         """As `Collector.run`."""
