@@ -8,6 +8,7 @@ import inspect
 import os
 import secrets
 import shutil
+import subprocess
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -174,6 +175,26 @@ def _umask() -> Iterator[None]:
     before = os.umask(0o022)
     yield
     os.umask(before)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path, needs: Callable[[str, bool], None]) -> Iterator[Path]:
+    """A disk of 24 MiB, for `fill`."""
+    needs("root", os.geteuid() == 0)
+    place = tmp_path / "disk"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(place)], check=True)
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Leave no byte of it; who removes the file that is returned has them back."""
+    ballast = disk / "ballast"
+    with ballast.open("wb", buffering=0) as filler, contextlib.suppress(OSError):
+        while True:
+            filler.write(b"x" * 65536)
+    return ballast
 
 
 @pytest.fixture

@@ -20,9 +20,10 @@ from analytics.settings import AnalyticsSettings
 from ingest.events import GatewayStarted, RecordingStopped, Rule, SessionClosed
 from ingest.log.segments import SegmentLog
 from ingest.settings import LogSettings
+from tests.conftest import fill
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from conftest import Warden  # type: ignore[import-not-found]
 
@@ -98,16 +99,6 @@ def _marker(text: str) -> str:
     return text.rsplit("'", 2)[1] if "'" in text else ""
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path, needs: Callable[[str, bool], None]) -> Iterator[Path]:
-    needs("root", os.geteuid() == 0)
-    place = tmp_path / "disk"
-    place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(place)], check=True)
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
-
-
 @pytest.mark.faults
 def test_a_full_disk_stops_every_statement_until_there_is_room_again(
     make_warden: Callable[..., Warden], small_disk: Path, database: object
@@ -120,13 +111,7 @@ def test_a_full_disk_stops_every_statement_until_there_is_room_again(
     warden.agent("writer", WRITE)
     with warden.connect("writer") as connection:
         connection.execute("SELECT 1")
-        ballast = small_disk / "ballast"
-        with ballast.open("wb", buffering=0) as filler:
-            try:
-                while True:
-                    filler.write(b"x" * 65536)
-            except OSError:
-                pass
+        ballast = fill(small_disk)
         refusal: psycopg.Error | None = None
         until = time.monotonic() + 60
         count = 0

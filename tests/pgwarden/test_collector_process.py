@@ -33,7 +33,7 @@ from ingest.log.segments import SegmentLog
 from ingest.settings import LogSettings
 from pgwarden.postgres import Postgres
 from pgwarden.status_socket import status_of
-from tests.conftest import Database
+from tests.conftest import Database, fill
 from tests.ingest.collectors import scenario
 
 ROOT = Path(__file__).parents[2]
@@ -77,6 +77,11 @@ class House:
     def sees(self) -> bool:
         said = self.status()
         return bool(said) and not said["blind"] and bool(said["collectors"][0]["canary_us"])
+
+    def troubles(self) -> str:
+        """What it says is wrong with its collectors and its record."""
+        said = self.status()
+        return " ".join([one["reason"] for one in said.get("collectors", ())] + [said.get("log", {}).get("reason", "")])
 
     def events(self) -> list[Event]:
         async def read() -> list[Event]:
@@ -166,6 +171,33 @@ def test_killed_and_begun_again_it_has_recorded_each_statement_and_none_twice(
     assert len(named) == 600  # what a kill makes it tell again bears the same name
     assert [one.lost for one in here.of(ObservationGap)] == []
     assert [one.resumed_us > 0 for one in here.of(WitnessStarted)] == [False, True, True]
+
+
+@pytest.mark.faults
+def test_a_full_disk_is_told_and_loses_nothing_and_it_goes_on_by_itself_once_there_is_room(
+    house: Callable[..., House], small_disk: Path, database: Database, wait_for: Callable[..., object]
+) -> None:
+    here = house()
+    (small_disk / "state").mkdir(mode=0o700)
+    here.state.symlink_to(small_disk / "state")
+    here.start()
+    wait_for(here.sees, 60, "its first canary is seen")
+    pid = here.status()["pid"]
+    ballast = fill(small_disk)
+    with psycopg.connect(database.superuser_dsn, autocommit=True) as client:
+        for number in range(100):
+            client.execute(f"SELECT {number} AS marked".encode())
+        wait_for(lambda: "No space left" in here.troubles(), 60, "it says what is wrong")
+        ballast.unlink()
+        client.execute("SELECT 100 AS marked")
+    wait_for(lambda: any("100 AS" in one.text for one in here.of(StatementObserved)), 60, "what waited is recorded")
+    assert here.status()["pid"] == pid
+    wait_for(lambda: here.status()["log"]["available"] and here.sees(), 60, "it sees, and records")
+    assert here.stop() == 0
+    marked = [one for one in here.of(StatementObserved) if one.text.endswith(" AS marked")]
+    assert {one.text for one in marked} == {f"SELECT {number} AS marked" for number in range(101)}
+    assert len({(one.session_id, one.sequence) for one in marked}) == 101  # what is told again bears the same name
+    assert [one.lost for one in here.of(ObservationGap)] == []
 
 
 @pytest.mark.slow

@@ -173,7 +173,7 @@ def test_tail_says_why_it_may_not(house: tuple[Process, Path]) -> None:
 
 
 @pytest.mark.slow
-def test_tail_waits_for_an_api_that_starts_anew_and_misses_nothing(tmp_path: Path) -> None:
+def test_tail_waits_for_an_api_that_starts_anew_and_misses_nothing_until_its_operator_may_no_more(tmp_path: Path) -> None:
     folder, where = prepared(tmp_path), port()
     with running(folder, where) as api:
         start = follow(api, wait_seconds="0").json()["next"]
@@ -187,4 +187,8 @@ def test_tail_waits_for_an_api_that_starts_anew_and_misses_nothing(tmp_path: Pat
             with running(folder, where):
                 # This API has not seen the text defined: the tables know it.
                 lines = [json.loads(following.stdout.readline()) for _ in range(3)]
+            (folder / "pgwarden.toml").write_text(CONFIG, encoding="utf-8")  # vera is no operator any more
+            with running(folder, where):
+                out, _ = following.communicate(timeout=60)
+            assert (following.returncode, "opens nothing" in json.loads(out)["error"]) == (2, True)
     assert [(line["execution"], line.get("text")) for line in lines] == [(7, HOSTILE), (8, HOSTILE), (7, None)]

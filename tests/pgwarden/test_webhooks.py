@@ -28,6 +28,7 @@ from pgwarden.config import WebhookConfig
 from pgwarden.references import Secret
 from pgwarden.webhooks import Sender, SenderSettings
 from tests.broker import make_certificates
+from tests.conftest import fill
 from tests.pgwarden.receiver import Answer, Receiver
 
 REPOSITORY = Path(__file__).parents[2]
@@ -396,3 +397,19 @@ def test_a_test_says_whether_it_was_taken(
     assert delivery.is_signed_with(SECRET)
     assert (delivery.event["type"], delivery.path) == ("pgwarden.Test", "/hook?token=canary")
     assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.faults
+async def test_a_disk_that_cannot_keep_the_place_is_told_and_leaves_nothing_out(
+    house: House, small_disk: Path, await_for: Callable[..., object]
+) -> None:
+    house.state = small_disk
+    with Receiver() as receiver:
+        sender = house.start(hook(receiver), replace(FAST, log_broken_seconds=0.05))
+        await house.begun()
+        ballast = fill(small_disk)
+        await house.record(*(killed(f"s{n}") for n in range(5)))
+        await await_for(lambda: "its place in the log cannot be written: No space left" in str(sender.status()["error"]))
+        ballast.unlink()
+        await await_for(lambda: sessions(receiver) == [f"s{n}" for n in range(5)] and not sender.status()["error"])
+    assert house.running["hook"][1].done() is False
