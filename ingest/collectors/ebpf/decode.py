@@ -97,6 +97,7 @@ class Decoding:
     resumed: int = 0  # pieces of portals that went on: no executions of their own
     _sessions: OrderedDict[_Name, _Session] = field(default_factory=OrderedDict)
     _connections: OrderedDict[tuple[str, str], _Process] = field(default_factory=OrderedDict)
+    _over: OrderedDict[_Name, int] = field(default_factory=OrderedDict)  # sessions that ended, and how many records they had
     _left: OrderedDict[tuple[_Name, int], _Open] = field(default_factory=OrderedDict)  # portals that may go on, by their address
     _homeless: OrderedDict[_Name, list[bytes]] = field(default_factory=OrderedDict)
     _homeless_records: int = 0
@@ -131,6 +132,8 @@ class Decoding:
         for record in split(span):
             time_ns, start_ns, sequence, pid, kind, _ = header(record)
             session = self._sessions.get((pid, start_ns))
+            if session is None and sequence < self._over.get((pid, start_ns), 0):
+                continue  # its end found room, and told how many are missing before it
             if session is None:
                 self.lost += 1
                 homeless.append((time_ns, pid))
@@ -423,6 +426,9 @@ class Decoding:
         self._leave(session, wall_us, told)
         self._tell_gaps(wall_us, told)
         self._forget(name)
+        self._over[name] = session.expected
+        if len(self._over) > self.settings.sessions_max:
+            self._over.popitem(last=False)
         told.append(SessionUnobserved(time_ns // 1000 + wall_us, self.witness, self.server, session.session_id))
 
     def _forget(self, name: _Name) -> None:

@@ -93,6 +93,16 @@ def test_a_header_in_the_spill_ring_is_counted_once_with_the_number_that_is_miss
     assert [one.lost for one in told if isinstance(one, ObservationGap)] == [3]
 
 
+def test_a_header_in_the_spill_ring_is_not_counted_again_behind_its_sessions_end() -> None:
+    backend, decoding = Backend(), Decoding("ebpf", "main")
+    kept = framed(backend.session)
+    lost = [one[:32] for one in split(backend.ran(1, b"select 1", layout.STATEMENT, layout.OK))]
+    told = decoding.records(kept + framed(backend._record(layout.EXIT, b"")), WALL_US)
+    assert [one.lost for one in told if isinstance(one, ObservationGap)] == [2]
+    assert decoding.spilled(framed(*lost), WALL_US) == []
+    assert decoding.lost == 2
+
+
 def test_records_of_a_session_that_was_announced_elsewhere_wait_for_it() -> None:
     records = list(split(RECORDED))
     announced = next(one for one in records if layout.HEADER.unpack_from(one)[4] == layout.SESSION)
