@@ -38,14 +38,10 @@ from ingest.log.segments import SegmentLog
 from ingest.settings import LogSettings
 
 CHROMIUM: Final = "/usr/bin/chromium"
-RUNS: Final = (
-    5  # after the first, which is told by itself: it waits for what Python imports, and the browser has none of the scripts
-)
+# After the first, which is told by itself: it waits for what Python imports, and the browser has none of the scripts.
+RUNS: Final = 5
 GOAL_SECONDS: Final = 1.0
 START_SECONDS_MAX: Final = 60.0
-INSPECTED_SECONDS_MAX: Final = (
-    1_800.0  # what detectors and reconciliation take to read the month, once: their state is kept with it
-)
 PAGE_SECONDS_MAX: Final = 30.0
 
 QUIET_MS: Final = 300  # until what was drawn last has settled

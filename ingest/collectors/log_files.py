@@ -8,6 +8,7 @@ is told, never mended: PostgreSQL rotates its own log, and needs no copytruncate
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,8 @@ import msgspec
 from ingest.collectors.log_lines import BEGIN_BYTES, Format, cut, last_begin, resume
 from ingest.collectors.log_sessions import Kept, Place
 from ingest.collectors.settings import LogSettings
+
+_log: Final = logging.getLogger(__name__)
 
 HEAD_BYTES: Final = 256
 _PACKED: Final = (".gz", ".bz2", ".xz", ".zst", ".lz4")
@@ -310,14 +313,19 @@ def _close(file: _File) -> None:
 
 
 def load(path: Path) -> Checkpoint | None:
-    """None where there is none, or none that can be read: then looking begins anew.
+    """None where there is none, or none that can be understood, which is logged: then looking begins anew.
 
     Raises:
         OSError
     """
     try:
         return msgspec.json.decode(path.read_bytes(), type=Checkpoint)
-    except (FileNotFoundError, msgspec.DecodeError):
+    except FileNotFoundError:
+        return None
+    except msgspec.DecodeError as error:
+        _log.warning(
+            "%s cannot be understood (%s): the log is read anew, and what was not recorded before may be missing", path, error
+        )
         return None
 
 

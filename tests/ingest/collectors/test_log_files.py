@@ -203,11 +203,13 @@ def test_a_file_that_was_read_to_its_end_is_closed_and_opened_again_when_it_grow
     log.close()
 
 
-def test_a_checkpoint_that_is_none_begins_anew(tmp_path: Path) -> None:
+def test_a_checkpoint_that_is_none_begins_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "x.checkpoint"
     assert load(path) is None
+    assert caplog.records == []
     path.write_bytes(b'{"at_us":')
     assert load(path) is None
+    assert "the log is read anew" in caplog.text
 
 
 @pytest.mark.faults
