@@ -145,7 +145,7 @@ def test_tail_prints_a_line_each_and_nothing_that_a_terminal_would_obey(
         happens(folder, "s-4")
         assert first.stdout is not None
         lines = [first.stdout.readline() for _ in range(2)]
-        wait_for(kept.exists)
+        wait_for(lambda: kept.exists() and follow(api, after=kept.read_text().strip(), wait_seconds="0").json()["items"] == [])
         first.send_signal(signal.SIGINT)
         assert first.wait(10) == 130
     assert [("s-4#" in line, "\\x1b[2J" in line, "\x1b" in line) for line in lines] == [(True, True, False)] * 2
