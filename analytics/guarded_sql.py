@@ -31,7 +31,7 @@ _WORKER: Final = Path(__file__).with_name("sql_worker.py")
 _FOLDER: Final = "sql"
 WITHHELD: Final = ("looks",)  # tables that the copies for SQL are without
 _QUERIES_OF_A_WORKER_MAX: Final = 200
-_START_SECONDS: Final = 10.0  # to import DuckDB on a loaded machine
+_START_SECONDS: Final = 20.0  # to import DuckDB, and Arrow where it is asked for, on a loaded machine
 _GRACE_SECONDS: Final = 2.0  # beyond the worker's own limits
 
 
@@ -74,6 +74,7 @@ class GuardedSql:
         self._snapshot: _Snapshot | None = None
         self._number = 0
         self._worker: asyncio.subprocess.Process | None = None
+        self._knows_arrow = False
         self._queries = 0
         self._closed = False
 
@@ -173,7 +174,10 @@ class GuardedSql:
         whole = False
         try:
             async with asyncio.timeout(_START_SECONDS + settings.sql_seconds_max + _GRACE_SECONDS):
-                worker = self._worker or await self._start()
+                arrow = kind in ("arrow", "parquet")
+                if arrow and not self._knows_arrow:
+                    await self._end_worker()
+                worker = self._worker or await self._start(arrow=arrow)
                 assert worker.stdin is not None
                 assert worker.stdout is not None
                 worker.stdin.write(request + b"\n")
@@ -195,12 +199,14 @@ class GuardedSql:
         reply = msgspec.json.decode(body, type=_Reply)
         return SqlRefusal(reply.kind, reply.reason)
 
-    async def _start(self) -> asyncio.subprocess.Process:
+    async def _start(self, *, arrow: bool) -> asyncio.subprocess.Process:
         self._queries = 0
+        self._knows_arrow = arrow
         self._worker = await asyncio.create_subprocess_exec(
             sys.executable,
             "-I",
             str(_WORKER),
+            *(["arrow"] if arrow else []),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             cwd="/",

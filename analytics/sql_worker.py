@@ -1,8 +1,8 @@
 """Runs SQL that somebody else wrote, on a copy of the tables, in a process that has nothing to lose. Started by `guarded_sql`.
 
 Imports nothing of pgwarden but the file beside it that knows formats: it is run by its path, in isolated mode (`python -I`), with
-no environment. Requests come as lines of JSON; a reply is one byte (`A`nswer, `T`runcated answer, `R`efusal), four of the number of
-rows, four of length, and the answer; a refusal is JSON.
+no environment. With the argument `arrow` it can answer in Arrow's formats too. Requests come as lines of JSON; a reply is one byte
+(`A`nswer, `T`runcated answer, `R`efusal), four of the number of rows, four of length, and the answer; a refusal is JSON.
 """
 
 from __future__ import annotations
@@ -83,8 +83,6 @@ def answer(request: dict[str, object]) -> tuple[int, bool, bytes]:
         Refused: With a kind and a sentence.
     """
     seconds_max = float(str(request["seconds_max"]))
-    if request["format"] in ("arrow", "parquet"):
-        import pyarrow.parquet  # noqa: F401  # a second of CPU, once: no part of what the query takes
     signal.setitimer(signal.ITIMER_REAL, seconds_max + ALARM_SECONDS)
     try:
         connection = duckdb.connect(
@@ -178,5 +176,7 @@ if __name__ == "__main__":
     # What a library prints must not pass for a reply.
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
+    if sys.argv[1:] == ["arrow"]:
+        import pyarrow.parquet  # noqa: F401  # a second of CPU, which this process is not given soon once it is nice
     lock_in()
     serve(sys.stdin.buffer, replies)

@@ -109,7 +109,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
 
 def asked(api: Process, sql: str, accept: str) -> httpx.Response:
     headers = {"Authorization": f"Bearer {ALICE}", "Accept": accept}
-    return httpx.post(f"{api.url}/v1/sql", json={"sql": sql}, headers=headers, timeout=20, trust_env=False)
+    return httpx.post(f"{api.url}/v1/sql", json={"sql": sql}, headers=headers, timeout=60, trust_env=False)
 
 
 @pytest.mark.slow

@@ -141,9 +141,9 @@ def wait_until_all_runs(running: Up) -> Up:
     return running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def up() -> Iterator[Up]:
-    """One for all tests that only look, or that put back what they changed."""
+    """One for all tests of a file that only look, or that put back what they changed. Its agents work as long as it is there."""
     folder, base = make_folder(), four_free_ports()
     running = Up(folder, base, start(folder, "--port-base", str(base)))
     try:
