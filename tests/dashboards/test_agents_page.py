@@ -29,7 +29,7 @@ def test_an_agent_that_a_finding_holds_back_says_so_and_is_released(house: House
     screen.shot("held")
     held.get_by_role("button", name="The finding").click()
     expect(screen.table("numbers")).to_contain_text("5,000")
-    screen.page.go_back()
+    screen.open(f"/agents?agent={name}")
     house.post(f"/v1/agents/{name}/throttle", {"per_minute": 30, "reason": "too fast for the report"})
     expect(screen.table("restraint-throttled")).to_contain_text("30 a minute at each gateway")
     expect(screen.table("restraint-throttled")).to_contain_text("too fast for the report")

@@ -44,8 +44,9 @@ def configuration(folder: Path, kafka: KafkaSettings, more: str = "") -> str:
 
 
 def test_topics_are_shown_as_missing_made_and_then_as_they_should_be(
-    tmp_path: Path, broker: Broker, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, broker: Broker, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "120")  # a narrow terminal cuts what it shows
     kafka = settings(broker, f"test-{os.urandom(4).hex()}.")
     config = configuration(tmp_path, kafka)
     assert main(["topics", "-c", config]) == 1

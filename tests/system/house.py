@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,6 @@ import httpx
 import psycopg
 import pytest
 
-from analytics.checkpoints import Checkpoint, read
-from analytics.reconcile import Reconcile
-from analytics.settings import ReconcileSettings
 from identity import agent_keys
 from pgwarden.cli import main
 from pgwarden.status_socket import status_of
@@ -134,20 +132,17 @@ class House:
         said = self.collectors()
         return bool(said) and all(not one["reason"] and one["canary_us"] for one in said)
 
-    def stop_api(self) -> None:
-        """It keeps the state of its steps as it ends."""
-        subprocess.run(["/bin/kill", "-TERM", str(status_of(self.folder / "state/run/api.sock", 5.0)["pid"])], check=True)
+    def verdicts(self) -> Counter[str]:
+        """Of every session that was seen; of none while one waits for its own, as a canary's that has just begun."""
+        found = Counter(one["verdict"] for one in self.get("/v1/observations/sessions"))
+        return Counter() if "pending" in found else found
 
-    def counts(self) -> dict[str, int]:
-        """What the step of reconciliation had counted when its state was last kept; nothing before it first was."""
-        kept = next((self.folder / "state").glob("**/inspections/reconcile.state"), None)
-        if kept is None:
-            return {}
-        found = read(str(kept))
-        assert isinstance(found, Checkpoint)
-        step = Reconcile(ReconcileSettings())
-        step.restore(found.state)
-        return step.status()
+    def compared(self) -> dict[str, int]:
+        """What reconciliation has counted, without what it has not met."""
+        answer = httpx.get(
+            f"http://127.0.0.1:{self.api_port}/v1/coverage", headers={"Authorization": f"Bearer {ALICE}"}, timeout=30
+        )
+        return {name: number for name, number in answer.json()["reconciliation"].items() if number}
 
 
 @contextlib.contextmanager

@@ -207,17 +207,19 @@ def test_postgresqls_own_tests_leave_no_difference_unexplained(
     wait_for(judged, _WAIT_SECONDS, "every session is judged")
     time.sleep(10)  # what is not explained by now is told by now: 5 s of lateness, a second of the watermark
     assert [finding["summary"] for finding in house.findings()] == []
-    verdicts = Counter(one["verdict"] for one in house.get("/v1/observations/sessions"))
+    verdicts = wait_for(house.verdicts, 20, "no session waits for its verdict")
+    assert isinstance(verdicts, Counter)
     assert set(verdicts) <= {"audited", "ours", "declared"}, verdicts
     ran = [one for one in house.get("/v1/statements?decision=allow") if one["outcome"] in ("ok", "error")]
     denied = len(house.get("/v1/statements?decision=deny"))
     assert len(ran) > 1_000
     assert denied > 500
     assert [(one["name"], one["lost"], one["reason"]) for one in house.collectors()] == [(kind, 0, "") for kind in BY]
-    house.stop_api()
     eyes = len([kind for kind in BY if kind != "activity"])  # which looks at sessions alone
-    wait_for(lambda: house.counts().get("statements_matched", 0) > 0.9 * len(ran) * eyes, 60, "they are matched") if eyes else None
-    counts = house.counts()
+    if eyes:
+        wait_for(lambda: house.compared().get("statements_matched", 0) > 0.9 * len(ran) * eyes, 120, "they are matched")
+    assert [finding["summary"] for finding in house.findings()] == []
+    counts = house.compared()
     print(f"{files} files, {len(opened)} sessions, {len(ran)} executions, {denied} refused; by {', '.join(BY)}: {counts}")
     assert not _CLAIMED_OF_NOBODY & set(counts)
     if not eyes:

@@ -14,11 +14,12 @@ from ingest.collectors.ebpf.messages import HEAD, Hello, Piece, Status
 from ingest.collectors.ebpf.reader import EbpfCollector
 from tests.ingest.collectors.ebpf.test_witness import Kept
 
-HELLO = messages.as_json(messages.HELLO, Hello(messages.PROTOCOL, 1, 0, 2**16, nested=False))
+HELLO = messages.as_json(messages.HELLO, Hello(messages.PROTOCOL, 1, 0, 2**16, nested=False, wall_us=0))
 STATUS = messages.as_json(messages.STATUS, Status(True, "", 18, 1, True, (), 5, 0, 0, 0, 0))
 RECORDS = messages.piece(messages.RECORDS, Piece(0, 45, b"\x01\x00\x00\x00\xff" * 9))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "garbage",
     [
@@ -27,7 +28,7 @@ RECORDS = messages.piece(messages.RECORDS, Piece(0, 45, b"\x01\x00\x00\x00\xff" 
         STATUS,  # before its hello
         messages.message(messages.HELLO, b"{"),
         messages.message(messages.HELLO, b'{"protocol":"\xff"}'),
-        messages.message(messages.HELLO, HELLO[HEAD.size :].replace(b'"protocol":1', b'"protocol":9')),
+        messages.message(messages.HELLO, HELLO[HEAD.size :].replace(b'"protocol":%d' % messages.PROTOCOL, b'"protocol":9')),
         HELLO + messages.message(messages.STATUS, STATUS[HEAD.size :].replace(b'"reason":""', b'"reason":"\xff\xfe"')),
         HELLO + messages.message(messages.UNSEEN, b"[" * 5_000),
         HELLO + messages.message(99, b""),
