@@ -122,8 +122,12 @@ class Runner:
         ]
 
     async def caught_up(self) -> None:
-        """Return once the tables hold all that is in the log now, and enforcement, if it is ours, has weighed it."""
-        ends = self._ends()
+        """Return once the tables hold all that is in the log now, and enforcement, if it is ours, has weighed it.
+
+        Raises:
+            LogUnavailable: It is not known where the log ends.
+        """
+        ends = {place: end for topic in TOPICS for place, end in (await self._log.offsets(topic)).items()}
 
         def reached() -> bool:
             return all(
