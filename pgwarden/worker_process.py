@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import hashlib
 import importlib
 import logging
 import os
@@ -69,7 +70,7 @@ async def _run(config: Config, kafka: KafkaSettings, name: str) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     _quiet()
-    writer = f"worker-{name or socket.gethostname()}"
+    writer = f"worker-{name or _own_name(state)}"
     async with contextlib.AsyncExitStack() as closing:
         log = await open_log(replace(config, kafka=_with_tables(kafka)))
         closing.push_async_callback(log.close)
@@ -161,6 +162,11 @@ def _status(writer: str, boot: int, enforcer: Enforcer, streams: Streams, silent
             "windows_closed": counting.windows_closed,
         },
     }
+
+
+def _own_name(state: Path) -> str:
+    """Of this host and this state folder, of which `_alone` lets one worker without a name be: no two may write under one name."""
+    return f"{socket.gethostname()}-{hashlib.sha256(os.fsencode(state.resolve())).hexdigest()[:8]}"
 
 
 @contextlib.contextmanager
