@@ -72,50 +72,55 @@ def find(
 
 def find_unreconciled(held: Held, place: str, most: Opened | Seen, statements: int, sessions: int) -> None:
     """Too many waited over all sessions, and `statements` of `sessions` were let go of; `most` had the most of them."""
-    reached = held.state.counts["waiting_limit_reached"]
-    if reached & (reached - 1):  # told each time that it has doubled
-        return
-    agent, session = (most.agent, most.session) if isinstance(most, Opened) else ("", "")
-    whose = f"session {session} of agent {agent}" if session else f"a session of server {place} that no gateway has told of"
-    held.effects.append(
-        FindingRaised(
-            at_us=held.now_us,
-            finding=finding_name("unreconciled", f"{place}/{reached}"),
-            detector="unreconciled",
-            agent=agent,
-            session=session,
-            severity=SEVERITY["unreconciled"],
-            summary=(
-                f"more than {held.settings.waiting_max} statements waited for their counterpart: {statements} of {sessions} "
-                f"sessions are not compared, most of them of {whose}; reached {reached} times so far"
-            ),
-            evidence=(most.event,),
-            numbers=(("statements", float(statements)), ("sessions", float(sessions)), ("reached", float(reached))),
-            offsets=(most.place,),
-        )
+    times = held.state.counts["waiting_limit_reached"]
+    _not_compared(
+        held,
+        f"{place}/{times}",
+        most,
+        f"more than {held.settings.waiting_max} statements waited for their counterpart: {statements} of {sessions} sessions are "
+        f"not compared, most of them of {_whose(most, f'a session of server {place} that no gateway has told of')}",
+        times,
+        (("statements", float(statements)), ("sessions", float(sessions)), ("reached", float(times))),
     )
 
 
 def find_let_go(held: Held, place: str, whose: Opened | Seen, statements: int, times: int) -> None:
     """Too many of one session waited, for the `times`-th time, and `statements` of them were let go of."""
+    of = _whose(whose, f"session {place}, of which no gateway has told,")
+    _not_compared(
+        held,
+        f"{place}/alone/{times}",
+        whose,
+        f"more than {held.settings.statements_max} statements of {of} waited for their counterpart, and what waited is not"
+        " compared",
+        times,
+        (("statements", float(statements)), ("reached", float(times))),
+    )
+
+
+def _whose(session: Opened | Seen, unknown: str) -> str:
+    if isinstance(session, Opened) and session.session:
+        return f"session {session.session} of agent {session.agent}"
+    return unknown
+
+
+def _not_compared(
+    held: Held, name: str, whose: Opened | Seen, summary: str, times: int, numbers: tuple[tuple[str, float], ...]
+) -> None:
     if times & (times - 1):  # told each time that it has doubled
         return
     agent, session = (whose.agent, whose.session) if isinstance(whose, Opened) else ("", "")
-    of = f"session {session} of agent {agent}" if session else f"session {place}, of which no gateway has told,"
     held.effects.append(
         FindingRaised(
             at_us=held.now_us,
-            finding=finding_name("unreconciled", f"{place}/alone/{times}"),
+            finding=finding_name("unreconciled", name),
             detector="unreconciled",
             agent=agent,
             session=session,
             severity=SEVERITY["unreconciled"],
-            summary=(
-                f"more than {held.settings.statements_max} statements of {of} waited for their counterpart, and what waited is not"
-                f" compared; reached {times} times so far"
-            ),
+            summary=f"{summary}; reached {times} times so far",
             evidence=(whose.event,),
-            numbers=(("statements", float(statements)), ("reached", float(times))),
+            numbers=numbers,
             offsets=(whose.place,),
         )
     )
