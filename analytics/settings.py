@@ -75,9 +75,7 @@ class ReconcileSettings:
     lateness_seconds: float = 5.0  # that one which does waits, and a statement for its record
     record_lateness_seconds_max: float = 60.0  # that a gateway is waited for which says that its record is not with the brokers
     observation_lateness_seconds: float = 1.0  # beyond a collector's watermark
-    restart_seconds: float = (
-        60.0  # that a collector which was ended in good order is waited for: what it resumes it has seen all the same
-    )
+    restart_seconds: float = 60.0  # that a collector which ended in good order is waited for: what it resumes it has seen
     end_seconds: float = 60.0  # that a session which is over waits for the collector's word of its end
     sessions_max: int = 50_000  # of gateways, and as many of servers; those that ended first are forgotten first
     statements_max: int = 10_000  # of one session that wait for their counterpart, on each side

@@ -205,7 +205,7 @@ async def _until(
                 await last_words()
     for task in runners:
         task.cancel()
-    await asyncio.wait({*tasks}, timeout=1)
+    await asyncio.wait(tasks, timeout=1)
     return status
 
 
