@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final, TypeVar
 from urllib.parse import quote
 
@@ -40,7 +41,15 @@ from dashboards.settings import KEY_FILE_VARIABLE, Settings, SettingsRefused, op
 
 THROUGH: Final = "Pgwarden-Through"  # tells the API by what way an operator looks; it records each look
 
+NOTICE: Final = "Pgwarden-Notice"  # stands beside an answer that a limit cut
+
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    body: bytes
+    notice: str  # "" when all is in it; else the API's own sentence on what cut it and how to go on
 
 
 class ApiTrouble(Exception):
@@ -172,11 +181,11 @@ class Client:
     def sql(self, sql: str) -> SqlAnswer:
         """Rows of one SELECT; what the API refuses, it says why."""
         seconds_max = self._settings.sql_seconds_max
-        body = self._exchange("POST", "/v1/sql", json={"sql": sql}, seconds_max=seconds_max)
-        return _answer("/v1/sql", body, SqlAnswer, nulls=True)
+        received = self._exchange("POST", "/v1/sql", json={"sql": sql}, seconds_max=seconds_max)
+        return _answer("/v1/sql", received.body, SqlAnswer, nulls=True)
 
-    def export(self, sql: str, media_type: str) -> bytes:
-        """The rows of one SELECT as a file; of more than the API's limits let through, the first."""
+    def export(self, sql: str, media_type: str) -> Received:
+        """The rows of one SELECT as a file; of more than the API's limits let through, the first, with a notice."""
         seconds_max, accept = self._settings.sql_seconds_max, {"Accept": media_type}
         return self._exchange("POST", "/v1/sql", json={"sql": sql}, headers=accept, seconds_max=seconds_max)
 
@@ -215,7 +224,8 @@ class Client:
     # -- one request -------------------------------------------------------------------------------------------------------------
 
     def _get(self, path: str, params: Mapping[str, str], kind: type[T]) -> T:
-        return _answer(path, self._exchange("GET", path, params={name: value for name, value in params.items() if value}), kind)
+        received = self._exchange("GET", path, params={name: value for name, value in params.items() if value})
+        return _answer(path, received.body, kind)
 
     def _all(self, path: str, params: Mapping[str, str], kind: type[Page[T]]) -> tuple[T, ...]:
         items: list[T] = []
@@ -247,7 +257,7 @@ class Client:
         json: Mapping[str, str | int] | None = None,
         headers: Mapping[str, str] | None = None,
         seconds_max: float = 0.0,  # 0: as every answer
-    ) -> bytes:
+    ) -> Received:
         seconds_max = seconds_max or self._settings.answer_seconds_max
         timeout = httpx.Timeout(seconds_max, connect=self._settings.connect_seconds_max)
         authorized = {**(headers or {}), "Authorization": f"Bearer {self._credential()}", THROUGH: "dashboard"}
@@ -282,7 +292,7 @@ class Client:
             raise ApiUnreachable(_sentence(bytes(body), status), "This page tries again by itself.")
         if not 200 <= status < 300:
             raise ApiRefused(_sentence(bytes(body), status))
-        return bytes(body)
+        return Received(bytes(body), response.headers.get(NOTICE, ""))
 
 
 def _answer(path: str, body: bytes, kind: type[T], *, nulls: bool = False) -> T:

@@ -24,5 +24,7 @@ def draw(sql: str, name: str, *, key: str) -> None:
                     ledger.banners([Banner("warn", "No file was made.", f"{error} {error.remedy}".strip())], key=f"{key} failed")
                 else:
                     st.download_button(
-                        f"Save {name}.{ending}", made, f"{name}.{ending}", media_type, key=f"{key} save", type="primary"
+                        f"Save {name}.{ending}", made.body, f"{name}.{ending}", media_type, key=f"{key} save", type="primary"
                     )
+                    if made.notice:
+                        ledger.banners([Banner("warn", "Not all of it is in the file.", made.notice)], key=f"{key} cut")
