@@ -23,7 +23,7 @@ from ingest.collectors.ebpf.messages import LetGo, Malformed, Status
 from ingest.collectors.settings import TextPolicy
 from ingest.events import ObservationGap, SessionObserved, StatementObserved
 
-RETRY_SECONDS: Final = 0.5
+RETRY_SECONDS: Final = 0.5  # before it connects again
 SILENCE_SECONDS_MAX: Final = 10.0  # a witness says something each 100 ms
 BEHIND_NS: Final = (
     50_000_000  # a record's time is taken a moment before its place in the ring, and a backend may lose the CPU between
@@ -36,7 +36,15 @@ _log = logging.getLogger(__name__)
 class EbpfCollector:
     """A `collector.Collector`. What it has not recorded for good stays in the kernel's ring, whoever is started anew."""
 
-    def __init__(self, name: str, server: str, path: Path, policy: TextPolicy | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        server: str,
+        path: Path,
+        policy: TextPolicy | None = None,
+        *,
+        retry_seconds: float = RETRY_SECONDS,
+    ) -> None:
         """`path`: the witness's socket."""
         self.name = name
         self.kind: Kind = "ebpf"
@@ -45,6 +53,7 @@ class EbpfCollector:
         self.resumed_us = 0
         self._path = path
         self._policy = policy or TextPolicy()
+        self._retry_seconds = retry_seconds
         self._cgroups = Cgroups()
         self.decoding = Decoding(name, server)
         self._made_ns = 0
@@ -88,7 +97,7 @@ class EbpfCollector:
                 reader, writer = await asyncio.open_unix_connection(str(self._path))
             except OSError as error:
                 self._hindered(f"the witness at {self._path} cannot be reached ({error.strerror or error}): start pgwarden witness")
-                await asyncio.sleep(RETRY_SECONDS)
+                await asyncio.sleep(self._retry_seconds)
                 continue
             self._tickets.clear()
             letting_go = asyncio.create_task(self._let_go(outlet, writer))
@@ -107,7 +116,7 @@ class EbpfCollector:
             await asyncio.wait((letting_go,))
             if not letting_go.cancelled() and (failure := letting_go.exception()) is not None and not isinstance(failure, OSError):
                 raise failure
-            await asyncio.sleep(RETRY_SECONDS)
+            await asyncio.sleep(self._retry_seconds)
 
     def _hindered(self, reason: str) -> None:
         if reason != self._reason:
