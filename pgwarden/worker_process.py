@@ -70,7 +70,7 @@ async def _run(config: Config, kafka: KafkaSettings, name: str) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     _quiet()
-    writer = f"worker-{name or _own_name(state)}"
+    writer = f"worker-{name or own_name(state)}"
     async with contextlib.AsyncExitStack() as closing:
         log = await open_log(replace(config, kafka=_with_tables(kafka)))
         closing.push_async_callback(log.close)
@@ -164,7 +164,7 @@ def _status(writer: str, boot: int, enforcer: Enforcer, streams: Streams, silent
     }
 
 
-def _own_name(state: Path) -> str:
+def own_name(state: Path) -> str:
     """Of this host and this state folder, of which `_alone` lets one worker without a name be: no two may write under one name."""
     return f"{socket.gethostname()}-{hashlib.sha256(os.fsencode(state.resolve())).hexdigest()[:8]}"
 
