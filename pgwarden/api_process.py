@@ -103,7 +103,7 @@ async def _run(config: Config) -> int:
             boot = now_us()
             recorder = Recorder(log, WRITER, boot, RecorderSettings())
             closing.push_async_callback(recorder.close)
-            looks = LookRecorder(recorder, now_us)
+            looks = LookRecorder(recorder, now_us, config.looks)
             registrar = Registrar(Registry(), recorder, known(config), now_us)
             read = await catch_up(log, registrar)
             keys = JwksCache()

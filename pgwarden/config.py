@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from analytics.settings import ReconcileSettings, ResponsesSettings
 from identity import agent_keys, commands
+from identity.looks import Settings as LooksSettings
 from identity.refusal import Refusal
 from identity.roles import ROLES, Role
 from identity.scope import OPERATIONS
@@ -191,6 +192,7 @@ class Config:
     metrics: MetricsConfig | None = None  # exactly where the file has [metrics]
     reconcile: ReconcileSettings = field(default_factory=ReconcileSettings)
     responses: ResponsesSettings = field(default_factory=ResponsesSettings)
+    looks: LooksSettings = field(default_factory=LooksSettings)
     webhooks: Mapping[str, WebhookConfig] = field(default_factory=lambda: MappingProxyType({}))  # by name
     warnings: tuple[Problem, ...] = ()  # allowed, but less than safe; each start prints them
 
@@ -258,6 +260,7 @@ class _Reading:
         collectors = {name: self.collector(name, table, connections) for name, table in collector_tables.items()}
         reconcile = self.reconcile(file.table("reconcile", settings.RECONCILE), collectors)
         responses = self.responses(file.table("responses", settings.RESPONSES))
+        looks = self.looks(file.table("looks", settings.LOOKS))
         issuer_tables = file.named_tables("issuers", settings.ISSUER)
         issuers = {name: rules for name, table in issuer_tables.items() if (rules := self.issuer(name, table)) is not None}
         dashboard = DashboardConfig(*dashboard_listen, self.sign_in(dashboard_table, issuer_tables, issuers))
@@ -295,6 +298,7 @@ class _Reading:
             metrics=metrics,
             reconcile=reconcile,
             responses=responses,
+            looks=looks,
             webhooks=MappingProxyType(webhooks),
             warnings=tuple(self.report.warnings),
         )
@@ -319,6 +323,15 @@ class _Reading:
             age_seconds_max=table.whole("age_seconds_max", 10, 86_400),
             an_hour_max=table.whole("an_hour_max", 0, 10_000),
             throttle_per_minute=table.whole("throttle_per_minute", 1, 100_000),
+        )
+        table.finish()
+        return chosen
+
+    def looks(self, table: Table) -> LooksSettings:
+        chosen = LooksSettings(
+            repeat_seconds=table.number("repeat_seconds", 0.0, 3600.0),
+            repeats_max=table.whole("repeats_max", 1, 1_000_000),
+            record_seconds_max=table.number("record_seconds_max", 0.1, 60.0),
         )
         table.finish()
         return chosen

@@ -72,6 +72,10 @@ search_path = ["public"]
 # Statements a minute at each gateway, of an agent that a finding throttles.
 #throttle_per_minute = 30
 
+# Who reads the record is recorded too; the same look again within this many seconds is counted.
+[looks]
+#repeat_seconds = 60.0
+
 # Who signs the tokens of agents, one table for each. Without one, agents use keys.
 #[issuers.keycloak]
 #issuer = "https://idp.example/realms/agents"

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Final
 
 from analytics.settings import ReconcileSettings, ResponsesSettings
+from identity.looks import Settings as LooksSettings
 from identity.settings import IssuerRules
 from ingest.settings import PARTITIONS, KafkaSettings, RelaySettings
 from pgwarden.webhook_kinds import KINDS
@@ -225,6 +226,14 @@ RESPONSES: Final = (
     ),
 )
 
+_LOOKS: Final = LooksSettings()
+
+LOOKS: Final = (
+    Setting("repeat_seconds", _LOOKS.repeat_seconds, "seconds", "The same look again within this is counted, not recorded anew."),
+    Setting("repeats_max", _LOOKS.repeats_max, "looks", "How many different ones are remembered for that."),
+    Setting("record_seconds_max", _LOOKS.record_seconds_max, "seconds", "How long an answer waits until its look is recorded."),
+)
+
 AGENT: Final = (
     Setting("description", None, "text", "What the agent does."),
     Setting("owner", None, "text", "The person or team that answers for it."),
@@ -321,6 +330,7 @@ TABLES: Final[Mapping[str, tuple[Setting, ...]]] = MappingProxyType(
         "collectors.NAME": COLLECTOR,
         "reconcile": RECONCILE,
         "responses": RESPONSES,
+        "looks": LOOKS,
         "issuers.NAME": ISSUER,
         "agents.NAME": AGENT,
         "agents.NAME.grants": GRANT,

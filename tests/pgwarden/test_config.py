@@ -101,6 +101,13 @@ def test_an_empty_file_is_all_defaults_and_two_warnings() -> None:
     ]
 
 
+def test_how_looks_are_told_is_configured() -> None:
+    chosen = loads(
+        "[looks]\nrepeat_seconds = 5.5\nrepeats_max = 10\nrecord_seconds_max = 2.0\n", Path("/nowhere/pgwarden.toml")
+    ).looks
+    assert (chosen.repeat_seconds, chosen.repeats_max, chosen.record_seconds_max) == (5.5, 10, 2.0)
+
+
 def test_a_config_does_not_change() -> None:
     config = read(GOOD)
     with pytest.raises(FrozenInstanceError):
@@ -249,6 +256,12 @@ WRONG: list[tuple[str, str, str]] = [
         '[log]\nbackend = "kafak" #!\n[gateway]',
         'log.backend is "kafak", which is none of segments, kafka; write backend',
     ),
+    (
+        "[gateway]",
+        "[looks]\nrepeat_seconds = -1.0 #!\n[gateway]",
+        "looks.repeat_seconds is -1; write a number from 0 to 3600",
+    ),
+    ("[gateway]", "[looks]\nrepeats_max = 0 #!\n[gateway]", "looks.repeats_max is 0; write a whole number from 1 to 1000000"),
     (
         "[gateway]",
         "[log]\nbacklog_bytes_max = 2000000 #!\n[gateway]",

@@ -98,10 +98,22 @@ def test_an_answer_that_was_cut_says_so_in_every_format(api: Process) -> None:
     assert asked(api, "select 1", "image/png").status_code == 406
 
 
+@pytest.mark.slow
+def test_where_repeats_are_not_counted_each_look_is_an_event(api: Process, wait_for: Callable[..., object]) -> None:
+    for _ in range(3):
+        assert api.get("/v1/statements?agent=nobody").status_code == 200
+
+    def told() -> list[int]:
+        items = api.get("/v1/looks?question=statements&mentions=nobody").json()["items"]
+        return [look["times"] for look in items]
+
+    wait_for(lambda: told() == [1, 1, 1])
+
+
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     folder = tmp_path_factory.mktemp("formats")
-    (folder / "pgwarden.toml").write_text(CONFIG, encoding="utf-8")
+    (folder / "pgwarden.toml").write_text(f"{CONFIG}[looks]\nrepeat_seconds = 0.0\n", encoding="utf-8")
     write_key(folder)
     with running(folder, port()) as process:
         yield process
