@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import streamlit as st
 
 from dashboards import agent_use, endings, findings, grants, ledger, links, notices, reach, restraints, sessions, switch
-from dashboards.answers import PAGE_ROWS_MAX, Agent, Finding, Grant, Restraints, Session
+from dashboards.answers import PAGE_ROWS_MAX, Agent, Finding, Grant, Hour, Page, Restraints, Session, Touched
 from dashboards.api_client import ApiTrouble
 from dashboards.ledger import Banner, Column, Fact, Lines, Mark, Number, Row, Text, Time, Tone
 from dashboards.settings import DEFAULTS
@@ -21,9 +22,10 @@ STATE_TONES: Final[dict[str, Tone]] = {"active": "good", "revoked": "bad", "reti
 
 
 def page() -> None:
-    api = reach.client()
+    wanted = st.query_params.get("agent", "")
+    about = _About.ask(wanted) if wanted else None
     try:
-        agents, held, restrained = api.agents(), api.grants(), api.restraints()
+        agents, asking, restrained = _asked()
     except ApiTrouble as error:
         reach.trouble(error, "agents")
         return
@@ -33,23 +35,61 @@ def page() -> None:
             key="no agents",
         )
         return
-    asked = st.query_params.get("agent", "")
-    chosen = next((agent for agent in agents if agent.agent == asked), in_order(agents)[0])
-    st.session_state[_FRESH] = (agents, held, restrained)
+    chosen = next((agent for agent in agents if agent.agent == wanted), in_order(agents)[0])
+    if about is None or chosen.agent != wanted:
+        about = _About.ask(chosen.agent)
+    try:
+        held = about.grants.result()
+    except ApiTrouble as error:
+        reach.trouble(error, "agents")
+        return
+    st.session_state[_FRESH] = (agents, asking, held, restrained)
     with st.container(key="beside-agents"):
         left, right = st.columns([9, 11], gap="medium")
     with left:
         _list(chosen.agent, _standing(chosen, held, restrained))
     with right:
-        _one(chosen, [grant for grant in held if grant.agent == chosen.agent], restrained)
+        _one(chosen, held, restrained, about)
+
+
+@dataclass(frozen=True, slots=True)
+class _About:
+    """What is asked about one agent, all at once."""
+
+    grants: Future[tuple[Grant, ...]]
+    touched: Future[tuple[Touched, ...]]
+    hours: Future[tuple[Hour, ...]]
+    findings: Future[Page[Finding]]
+    sessions: Future[Page[Session]]
+
+    @classmethod
+    def ask(cls, agent: str) -> _About:
+        api, chosen = reach.client(), reach.chosen()
+        return cls(
+            reach.ask(api.grants, agent=agent),
+            reach.ask(api.touched, agent, agent_use.DAYS, PAGE_ROWS_MAX),
+            reach.ask(api.hours, agent, 28),
+            reach.ask(api.findings, {"agent": agent}, chosen.agent_rows),
+            reach.ask(api.sessions, {"agent": agent}, chosen.agent_rows),
+        )
+
+
+def _asked() -> tuple[tuple[Agent, ...], frozenset[str], Restraints]:
+    """Every agent, those that ask for more, and who is held back.
+
+    Raises:
+        ApiTrouble: It did not come.
+    """
+    api = reach.client()
+    requested, restrained = reach.ask(api.grants, state="requested"), reach.ask(api.restraints)
+    return api.agents(), frozenset(grant.agent for grant in requested.result()), restrained.result()
 
 
 def _standing(agent: Agent | None, grants: Sequence[Grant], restrained: Restraints) -> object:
-    """What the right half of the page was drawn from."""
+    """What the right half of the page was drawn from; `grants` are the agent's own."""
     if agent is None:
         return None
-    of_grants = tuple((grant.grant, grant.state) for grant in grants if grant.agent == agent.agent)
-    return (agent.state, agent.state_at, of_grants, restrained.of(agent.agent))
+    return (agent.state, agent.state_at, tuple((grant.grant, grant.state) for grant in grants), restrained.of(agent.agent))
 
 
 # -- the list --------------------------------------------------------------------------------------------------------------------
@@ -67,15 +107,18 @@ LIST_COLUMNS: Final = (
 @st.fragment(run_every=DEFAULTS.list_refresh_seconds)
 def _list(chosen: str, standing: object) -> None:
     fresh = st.session_state.pop(_FRESH, None)  # the page has just asked for the same
-    api = reach.client()
     try:
-        agents, held, restrained = fresh if fresh is not None else (api.agents(), api.grants(), api.restraints())
+        if fresh is None:
+            own = reach.ask(reach.client().grants, agent=chosen)
+            agents, asking, restrained = _asked()
+            held = own.result()
+        else:
+            agents, asking, held, restrained = fresh
     except ApiTrouble as error:
         reach.trouble(error, "agents list")
         return
     now = datetime.now(UTC)
     back = {each.agent: restraints.name(each) for each in (*restrained.throttled, *restrained.held)}
-    asking = {grant.agent for grant in held if grant.state == "requested"}
     sought = st.text_input("Find an agent", key="sought", placeholder="part of a name, or an owner", max_chars=100) or ""
     fitting = [agent for agent in in_order(agents) if fits(agent, sought)]
     shown = fitting[: DEFAULTS.agents_max]
@@ -141,7 +184,7 @@ def last_seen(agent: Agent, now: datetime) -> Time | Text:
 # -- one agent -------------------------------------------------------------------------------------------------------------------
 
 
-def _one(agent: Agent, held: Sequence[Grant], restrained: Restraints) -> None:
+def _one(agent: Agent, held: Sequence[Grant], restrained: Restraints, about: _About) -> None:
     now = datetime.now(UTC)
     ledger.heading(
         agent.agent,
@@ -163,19 +206,16 @@ def _one(agent: Agent, held: Sequence[Grant], restrained: Restraints) -> None:
         title="Scope: what its grants allow",
         empty="It holds no grant, so every statement is refused. Ask for one with POST /v1/grants; another operator approves it.",
     )
-    _work(agent, held, now)
+    _work(about, held, now)
     if agent.state == "active":
         endings.draw(agent)
 
 
-def _work(agent: Agent, held: Sequence[Grant], now: datetime) -> None:
+def _work(about: _About, held: Sequence[Grant], now: datetime) -> None:
     """What it did, against what it may; what was found; and its sessions."""
-    api, chosen = reach.client(), reach.chosen()
     try:
-        touched = api.touched(agent.agent, agent_use.DAYS, PAGE_ROWS_MAX)
-        hours = api.hours(agent.agent, 28)
-        found = api.findings({"agent": agent.agent}, chosen.agent_rows).items
-        opened = api.sessions({"agent": agent.agent}, chosen.agent_rows).items
+        touched, hours = about.touched.result(), about.hours.result()
+        found, opened = about.findings.result().items, about.sessions.result().items
     except ApiTrouble as error:
         reach.trouble(error, "work")
         return

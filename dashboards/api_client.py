@@ -84,7 +84,7 @@ class Client:
             timeout=httpx.Timeout(settings.answer_seconds_max, connect=settings.connect_seconds_max),
             trust_env=False,  # a proxy from the environment would see the operator key
             follow_redirects=False,  # and so would the target of a redirect
-            limits=httpx.Limits(max_connections=16, max_keepalive_connections=4),
+            limits=httpx.Limits(max_connections=16, max_keepalive_connections=16),
         )
 
     def of_person(self, token: str) -> Client:
@@ -104,8 +104,13 @@ class Client:
     def agents(self) -> tuple[Agent, ...]:
         return self._all("/v1/agents", {}, Page[Agent])
 
-    def grants(self) -> tuple[Grant, ...]:
-        return self._all("/v1/grants", {}, Page[Grant])
+    def agent(self, agent: str) -> Agent | None:
+        """One of them, or None where none has this name."""
+        found = self._get("/v1/questions/agents", {"agent": agent}, Page[Agent]).items if agent else ()
+        return found[0] if found else None
+
+    def grants(self, *, agent: str = "", state: str = "") -> tuple[Grant, ...]:
+        return self._all("/v1/grants", {"agent": agent, "state": state}, Page[Grant])
 
     def live_sessions(self, agent: str = "", limit: int = PAGE_ROWS_MAX) -> tuple[Session, ...]:
         return self._get("/v1/sessions", {"agent": agent, "live": "true", "limit": str(limit)}, Page[Session]).items

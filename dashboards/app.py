@@ -1,4 +1,4 @@
-"""`streamlit run dashboards/app.py`, as launch.py does it: pages over one API."""
+"""What Streamlit runs for each viewer, started by serve.py as launch.py says: pages over one API."""
 
 from __future__ import annotations
 

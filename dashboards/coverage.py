@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from typing import Final
 
 import streamlit as st
@@ -26,15 +27,17 @@ VERDICT_TONES: Final[dict[str, Tone]] = {
 }
 VERDICTS: Final = ("any", *VERDICT_TONES)
 GAPS_MAX: Final = 50
+_FRESH: Final = "coverage.fresh"
 
 
 def page() -> None:
     ledger.heading(
         "Coverage", key="page", below="A second witness beside the gateway: what the databases really ran, and who went round it."
     )
+    sources = reach.ask(reach.client().sources)
     _live()
     _observed()
-    _sources()
+    _sources(sources)
     _log()
 
 
@@ -68,12 +71,14 @@ GAP_COLUMNS: Final = (
 def _live() -> None:
     api = reach.client()
     try:
+        missed = reach.ask(api.observation_gaps, GAPS_MAX)
+        unknown = reach.ask(api.observed, {"verdict": "shadow"}, GAPS_MAX)
         coverage = api.coverage()
-        gaps = api.observation_gaps(GAPS_MAX)
-        shadows = api.observed({"verdict": "shadow"}, GAPS_MAX).items
+        gaps, shadows = missed.result(), unknown.result().items
     except ApiTrouble as error:
         reach.trouble(error, "coverage")
         return
+    st.session_state[_FRESH] = coverage.topics
     ledger.strip(figures(coverage, gaps, shadows), key="figures")
     if coverage.reconciliation:
         ledger.strip(compared(coverage.reconciliation), key="compared")
@@ -97,8 +102,9 @@ def _live() -> None:
 
 @st.fragment(run_every=DEFAULTS.refresh_seconds)
 def _log() -> None:
+    fresh = st.session_state.pop(_FRESH, None)  # the collectors' part has just asked for the same
     try:
-        topics = reach.client().coverage().topics
+        topics = reach.client().coverage().topics if fresh is None else fresh
     except ApiTrouble as error:
         reach.trouble(error, "log")
         return
@@ -289,9 +295,9 @@ SOURCE_COLUMNS: Final = (
 )
 
 
-def _sources() -> None:
+def _sources(asked: Future[tuple[Source, ...]]) -> None:
     try:
-        sources = reach.client().sources()
+        sources = asked.result()
     except ApiTrouble as error:
         reach.trouble(error, "sources")
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -29,9 +30,10 @@ def page() -> None:
         _one(finding)
         return
     ledger.heading("Findings", key="page", below="What the detectors hold to be worth a look, newest first.")
+    mutes = reach.ask(reach.client().mutes)
     given = _filters()
     _list(given)
-    _mutes()
+    _mutes(mutes)
 
 
 # -- the list --------------------------------------------------------------------------------------------------------------------
@@ -111,9 +113,9 @@ MUTE_COLUMNS: Final = (
 )
 
 
-def _mutes() -> None:
+def _mutes(asked: Future[tuple[Mute, ...]]) -> None:
     try:
-        mutes = reach.client().mutes()
+        mutes = asked.result()
     except ApiTrouble as error:
         reach.trouble(error, "mutes")
         return
@@ -157,7 +159,7 @@ def _one(name: str) -> None:
         st.rerun()
     try:
         finding = api.finding(name)
-        agent = next((each for each in api.agents() if each.agent == finding.agent), None)
+        agent = api.agent(finding.agent)
     except ApiRefused as error:
         ledger.banners([Banner("warn", "This finding is not to be seen.", str(error))], key="refused")
         return
@@ -198,8 +200,8 @@ def _follow(finding: Finding, drawn: Agent | None) -> None:
     """Draws the page anew once somebody decided something, or the tables have what was decided here."""
     api = reach.client()
     try:
-        state = api.finding(finding.finding).state
-        agent = next((each for each in api.agents() if each.agent == finding.agent), None)
+        asked = reach.ask(api.agent, finding.agent)
+        state, agent = api.finding(finding.finding).state, asked.result()
     except ApiTrouble:
         return  # the banner above the page says so
     if state != finding.state or (agent and agent.state) != (drawn and drawn.state):

@@ -65,7 +65,11 @@ function rowDrawn(row, data, state, nowMs, act) {
       const open = state.opened.has(row.id);
       line.classList.toggle("open", open);
       arrow.setAttribute("aria-expanded", String(open));
-      made[1].hidden = !open;
+      if (open && made.length === 1) {
+        made.push(detail(row, data, nowMs, act)); // drawn when it is first looked at: of 200 rows most never are
+        line.after(made[1]);
+      }
+      if (made.length > 1) made[1].hidden = !open;
     };
     line.addEventListener("click", (event) => {
       if (event.target !== arrow && String(window.getSelection()).length > 0) return; // somebody is copying text
@@ -75,10 +79,7 @@ function rowDrawn(row, data, state, nowMs, act) {
         show();
       }
     });
-    if (row.detail) {
-      made.push(detail(row, data, nowMs, act));
-      show();
-    }
+    if (row.detail) show();
   }
   return made;
 }

@@ -30,11 +30,12 @@ def page() -> None:
 def _live() -> None:
     api, chosen = reach.client(), reach.chosen()
     try:
-        health = api.health()
-        sessions = api.live_sessions(limit=chosen.sessions_max)
-        rates = api.rates(RATE_MINUTES)
-        refusals = api.statements({"decision": "deny"}, chosen.refusals_max).items
-        attempts = api.attempts(chosen.refusals_max)
+        opened = reach.ask(api.live_sessions, limit=chosen.sessions_max)
+        asked = reach.ask(api.rates, RATE_MINUTES)
+        denied = reach.ask(api.statements, {"decision": "deny"}, chosen.refusals_max)
+        tried = reach.ask(api.attempts, chosen.refusals_max)
+        health = reach.health()
+        sessions, rates, refusals, attempts = opened.result(), asked.result(), denied.result().items, tried.result()
     except ApiTrouble as error:
         reach.trouble(error, "now")
         return

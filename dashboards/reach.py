@@ -5,19 +5,26 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, ParamSpec, TypeVar
 
 import streamlit as st
 
 from dashboards import ledger, sign_in
 from dashboards.answers import Health
-from dashboards.api_client import ApiTrouble, Client, SignInOver
+from dashboards.api_client import ApiTrouble, ApiUnreachable, Client, SignInOver
 from dashboards.ledger import Banner
 from dashboards.settings import DEFAULTS, Settings, settings
 from dashboards.words import ago, plural, utc
 
+HEALTH_SECONDS: Final = 1.0  # half a refresh: the banner and page Now ask for it in one breath
 _SHOWN: Final = "reach.shown"  # the sentence of the outage that the banner shows, "" when there is none
+_HEALTH: Final = "reach.health"
+_AGAIN: Final = "reach.again"  # whether a part of the page is drawn without its answer
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @st.cache_resource(show_spinner=False)
@@ -31,6 +38,30 @@ def chosen() -> Settings:
 @st.cache_resource(show_spinner=False)
 def _connections() -> Client:
     return Client(chosen())
+
+
+@st.cache_resource(show_spinner=False)
+def _questions() -> ThreadPoolExecutor:
+    # As many as the client has connections. What waits has an end: a page asks at most eight at once, and waits for them.
+    return ThreadPoolExecutor(16, thread_name_prefix="question")
+
+
+def ask(question: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+    """An answer to come: the questions of a page are under way together. Its `result()` raises what the question raises.
+
+    `question` is a method of `client()`, which the page's own thread has got: no other knows who looks.
+    """
+    return _questions().submit(question, *args, **kwargs)
+
+
+def health() -> Health:
+    """At most HEALTH_SECONDS old."""
+    kept = st.session_state.get(_HEALTH)
+    if isinstance(kept, tuple) and time.monotonic() - kept[0] < HEALTH_SECONDS and isinstance(kept[1], Health):
+        return kept[1]
+    found = client().health()
+    st.session_state[_HEALTH] = (time.monotonic(), found)
+    return found
 
 
 def client() -> Client:
@@ -51,7 +82,7 @@ def watch(page: str) -> None:
 def _watch() -> None:
     before = st.session_state.get(_SHOWN, "")
     try:
-        health = client().health()
+        found = health()
     except ApiTrouble as error:
         st.session_state[_SHOWN] = str(error)
         ledger.banners([Banner("bad", str(error), error.remedy)], key="watch")
@@ -59,8 +90,8 @@ def _watch() -> None:
             sign_in.again(chosen().sign_in, "watch")
         return
     st.session_state[_SHOWN] = ""
-    ledger.banners(recording(health, datetime.now(UTC)), key="watch")
-    if before:
+    ledger.banners(recording(found, datetime.now(UTC)), key="watch")
+    if st.session_state.pop(_AGAIN, False) or before:
         st.rerun()
 
 
@@ -72,7 +103,10 @@ def shown(met: Callable[[], bool]) -> None:
 
 
 def trouble(error: ApiTrouble, key: str) -> None:
-    """Say what a page could not get, unless the banner above says the same."""
+    """Say what a page could not get, unless the banner above says the same. What did not come is asked for again: the banner's next
+    look draws the page anew."""
+    if isinstance(error, ApiUnreachable):
+        st.session_state[_AGAIN] = True
     if st.session_state.get(_SHOWN, "") != str(error):
         ledger.banners([Banner("bad", str(error), error.remedy)], key=f"trouble.{key}")
 

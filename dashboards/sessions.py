@@ -127,9 +127,10 @@ def _one(session: str) -> None:
         st.rerun()
     before = st.query_params.get("before", "")
     try:
+        moments_asked = reach.ask(api.timeline, session, chosen.timeline_rows, before)
+        kills_asked = reach.ask(api.kills, chosen.endings_max, session=session)
         found = api.session(session)
-        page = api.timeline(session, chosen.timeline_rows, before)
-        kills = api.kills(chosen.endings_max, session=session)
+        page, kills = moments_asked.result(), kills_asked.result()
     except ApiRefused as error:
         ledger.banners([Banner("warn", "This session is not to be seen.", str(error))], key="refused")
         return

@@ -61,7 +61,7 @@ def _command(agent: str, reason: str, request: str, *, revoke: bool) -> None:
             reach.client().revoke(agent, reason, request)
         else:
             reach.client().reinstate(agent, reason, request)
-        reach.shown(lambda: any(one.agent == agent and (one.state == "revoked") == revoke for one in reach.client().agents()))
+        reach.shown(lambda: (found := reach.client().agent(agent)) is not None and (found.state == "revoked") == revoke)
     except ApiTrouble as error:
         notices.failed(error)
     else:

@@ -168,3 +168,18 @@ def test_no_error_shows_the_key(client: Client, peer: Peer) -> None:
         with pytest.raises((ApiUnreachable, ApiRefused)) as trouble:
             client.agents()
         assert KEY not in f"{trouble.value!r} {trouble.value} {trouble.value.remedy}"
+
+
+def test_an_agent_that_is_not_there_is_none_and_its_name_stays_a_parameter(client: Client, peer: Peer) -> None:
+    peer.body = json.dumps({"items": [], "next": None}).encode()
+    assert client.agent("a&state=revoked") is None
+    assert peer.asked[-1][1] == "/v1/questions/agents?agent=a%26state%3Drevoked"
+    peer.body = json.dumps({"items": [{"agent": "a", "state": "active"}], "next": None}).encode()
+    found = client.agent("a")
+    assert found is not None
+    assert found.state == "active"
+
+
+def test_nobody_is_asked_for_an_agent_without_a_name(client: Client, peer: Peer) -> None:
+    assert client.agent("") is None
+    assert peer.asked == []
