@@ -45,17 +45,18 @@ class LogCollector:
         self._settings = settings or LogSettings()
         self._reason = ""
         self._refused = ""
+        self._unsaved = ""  # why the checkpoint could not be written when it was last tried
         self._complete_us = 0
         self._observed = 0
         self._lost = 0
         self._lag_us = -1
 
     def state(self) -> CollectorState:
-        reason = self._refused or self._reason
+        reason = self._refused or self._reason or self._unsaved
         return CollectorState(not reason, reason, self._complete_us, self._observed, self._lost, self._lag_us)
 
     async def run(self, outlet: Outlet) -> None:
-        """As `Collector.run`. Raises OSError when the checkpoint cannot be read or written."""
+        """As `Collector.run`. Raises OSError when the checkpoint cannot be read."""
         source, settings = self._source, self._settings
         checkpoint = load(source.checkpoint)
         begun_us = now_us()
@@ -126,8 +127,19 @@ class LogCollector:
         return ticket
 
     async def _save(self, files: LogFiles, sessions: LogSessions, outlet: Outlet, ticket: int) -> None:
-        """Only what is recorded for good is behind the checkpoint: what a crash takes is read again."""
+        """Only what is recorded for good is behind the checkpoint: what a crash takes is read again.
+
+        Where it cannot be written, as on a full disk, the old one stands, and reading goes on: to begin anew at the old one would
+        tell the same again each time.
+        """
         kept, unfinished = sessions.kept()
         checkpoint = Checkpoint(now_us(), self._complete_us, sessions.complete_since_us, files.offsets(unfinished), dict(kept))
         await outlet.recorded(ticket)
-        save(self._source.checkpoint, checkpoint)
+        try:
+            save(self._source.checkpoint, checkpoint)
+        except OSError as error:
+            if not self._unsaved:
+                _log.error("%s: its checkpoint cannot be written: %s", self.name, error)
+            self._unsaved = f"its checkpoint cannot be written: {error}"
+        else:
+            self._unsaved = ""
