@@ -69,7 +69,14 @@ def run(settings: WitnessSettings) -> int:
         return 1
     try:
         with contextlib.ExitStack() as closing:
-            listener = _listen(settings, closing)
+            try:
+                listener = _listen(settings, closing)
+            except OSError as error:
+                where, why = settings.socket, error.strerror or error
+                print(
+                    f"pgwarden witness: it cannot listen at {where} ({why}): mend that, or choose another --socket", file=sys.stderr
+                )
+                return 1
             probes = Probes(settings.probes)
             maps = _maps(probes)
             return _apart(settings, probes, maps, listener)
@@ -101,7 +108,7 @@ def _listen(settings: WitnessSettings, closing: contextlib.ExitStack) -> socket.
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise OSError(f"another witness serves {path}: stop it first, or choose another --socket") from error
+        raise OSError("another witness does, and would have to be stopped first") from error
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     closing.callback(listener.close)

@@ -23,6 +23,7 @@ from ingest.collectors.ebpf import privileges
 from ingest.collectors.ebpf.reader import EbpfCollector
 from ingest.collectors.ebpf.witness import KEPT
 from ingest.events import ObservationGap, SessionObserved, SessionUnobserved, StatementObserved, WitnessConnected
+from tests.conftest import fill
 from tests.ingest.collectors.ebpf.servers import Server, copy_of, home
 
 pytestmark = pytest.mark.slow
@@ -33,9 +34,10 @@ AwaitFor = Callable[..., Awaitable[object]]
 class Witness:
     """The process, and what it is told."""
 
-    def __init__(self, server: Server, *options: str, client: str = "root") -> None:
+    def __init__(self, server: Server, *options: str, client: str = "root", folder: Path | None = None) -> None:
+        """`folder`: of its socket."""
         self.name = f"test-{secrets.token_hex(4)}"
-        self.socket = server.home / f"{self.name}.sock"
+        self.socket = (folder or server.home) / f"{self.name}.sock"
         self.command = [sys.executable, "-m", "pgwarden", "witness", "--data", str(server.data), "--socket", str(self.socket)]
         self.command += ["--client", client, "--name", self.name, *options]
         self.process: subprocess.Popen[bytes] | None = None
@@ -209,6 +211,50 @@ async def test_what_runs_while_the_witness_is_killed_is_seen_by_the_next(
         assert outlet.texts("through") == ["select 'before'", "select 'while it was dead'", "select 'after'"]
         assert outlet.texts("came and went") == ["select 'whole'"]
         assert outlet.gaps() == []
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """Whoever calls `exhaust` of it leaves neither room nor a name on it."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,nr_inodes=32", "tmpfs", str(place)], check=True)
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def exhaust(disk: Path) -> None:
+    fill(disk)
+    with contextlib.suppress(OSError):
+        for number in range(100):
+            (disk / str(number)).touch()
+
+
+@pytest.mark.faults
+async def test_a_full_disk_takes_nothing_from_the_witness_and_one_without_room_for_its_socket_says_so(
+    own: Server, full_disk: Path, await_for: AwaitFor
+) -> None:
+    witness, other = Witness(own, folder=full_disk), Witness(own, folder=full_disk)
+    witness.start()
+    outlet = Kept()
+    try:
+        async with reading(witness.socket, outlet) as collector:
+            await await_for(lambda: collector.state().seeing)
+            exhaust(full_disk)
+            await asyncio.to_thread(run, own, "full", "select 'on a full disk'")
+            await await_for(lambda: outlet.texts("full") == ["select 'on a full disk'"])
+            witness.end(signal.SIGKILL)
+            await asyncio.to_thread(run, own, "dead", "select 'while it was dead'")
+            witness.start()
+            await await_for(lambda: outlet.texts("dead") == ["select 'while it was dead'"])
+            assert outlet.gaps() == []
+            other.start()
+            assert other.process is not None
+            _, said = other.process.communicate(timeout=60)
+            assert other.process.returncode == 1
+            assert f"it cannot listen at {other.socket} (No space left on device)" in said.decode()
+    finally:
+        witness.remove()
 
 
 async def test_what_no_collector_has_recorded_is_seen_by_the_next(own: Server, witness: Witness, await_for: AwaitFor) -> None:
