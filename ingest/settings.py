@@ -76,7 +76,7 @@ class KafkaSettings:
     batch_bytes: int = 128 * 2**10
     append_seconds_max: float = 10.0  # without an acknowledgement: LogUnavailable, and the outcome is unknown
     waiting_bytes_max: int = 64 * 2**20  # appended and not yet acknowledged
-    fetch_wait_ms: int = 250  # a broker answers a fetch that finds nothing after this long
+    fetch_wait_ms: int = 1000  # a broker answers a fetch that finds nothing after this long
     poll_bytes_max: int = 4 * 2**20
     end_offsets_age_ms: float = 100.0  # `end_offsets` may be this old
     session_seconds: float = 10.0  # a group's member that says nothing for so long has ended (Kafka's 45 is a long time to wait)

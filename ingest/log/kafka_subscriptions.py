@@ -25,7 +25,7 @@ try:
 except ImportError as error:
     raise ImportError(INSTALL) from error
 
-_CHUNK_SECONDS: Final = 0.2  # of a blocking read, after which its thread looks whether something else is wanted
+_CHUNK_SECONDS: Final = 0.5  # of a blocking read, after which its thread looks whether something else is wanted
 _GROUP_CHUNK_SECONDS: Final = 1.0  # longer, since a join that ends between two calls is begun again
 _ROUND_SECONDS: Final = 0.05  # a poll() that may not wait still lets a broker answer once
 _AHEAD_SECONDS: Final = 0.1  # between two looks whether a partition has grown up to where it is to be read from

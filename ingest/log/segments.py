@@ -585,6 +585,7 @@ class _Cursor:
         self._place = 0  # of the buffer's first byte in the segment
         self._buffer = b""
         self._at = 0  # in the buffer
+        self._has_room = False  # the segment goes on behind its last durable batch, so it is not sealed
         self._looked = 0.0
         self.offset = 0  # the first of the batch that comes next
 
@@ -644,7 +645,8 @@ class _Cursor:
         if self._at + batches.HEADER_BYTES > len(self._buffer) or self._buffer[self._at] != batches.DURABLE:
             # Only the header: at the end of the log, where a reader mostly is, there is no more to be had.
             self._read(batches.HEADER_BYTES)
-            if len(self._buffer) < batches.HEADER_BYTES or self._buffer[0] in (batches.NOTHING, batches.PENDING):
+            self._has_room = len(self._buffer) == batches.HEADER_BYTES
+            if not self._has_room or self._buffer[0] in (batches.NOTHING, batches.PENDING):
                 return None
             self._read(self._read_bytes)
         try:
@@ -667,17 +669,20 @@ class _Cursor:
                 raise self._corrupt("the file ends within a durable batch")
 
     def _next_segment(self) -> bool:
-        if self.offset != self._base and self._open(self.offset):
+        # Where there is room, only one that failed and could not be cut back is followed by another: seldom, and seen late.
+        if not self._has_room and self.offset != self._base and self._open(self.offset):
             return True
-        return self._look_for_loss()
+        return self._look_around()
 
-    def _look_for_loss(self) -> bool:
-        """Records that stand behind a hole would be waited for in vain. True when it is one of trim()'s, and is passed."""
+    def _look_around(self) -> bool:
+        """Go on behind a hole that is trim()'s; behind any other, records would be waited for in vain."""
         now = time.monotonic()
         if now - self._looked < _LOOK_SECONDS:
             return False
         self._looked = now
         later = [base for base in _bases(self._folder) if base >= self.offset and base != self._base]
+        if later and later[0] == self.offset:
+            return self._open(self.offset)
         if later and self.offset < later[0] <= _beginning(self._folder) and self._header() is None:
             return self._open(later[0])
         if not os.fstat(self._fd).st_nlink:
