@@ -25,12 +25,13 @@ all-tests: $(VENV)/development
 # A real Apache Kafka for the tests, 54 MB from Maven Central. Without it, or without Java, what needs a broker is skipped.
 kafka: $(VENV)/kafka/lib
 
-$(VENV)/kafka/lib: tests/kafka/pom.xml | $(VENV)/runtime
+$(VENV)/kafka/lib: tests/kafka/pom.xml | $(VENV)/development
 	@command -v mvn >/dev/null || { echo "on Debian: apt install default-jre-headless maven" >&2; exit 1; }
 	@rm -rf $@ $@.new
 	@mvn -B -q -f tests/kafka/pom.xml org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies \
 	  -DincludeScope=runtime -DoutputDirectory="$(abspath $@.new)"
 	@mv $@.new $@
+	@$(BIN)/python -m tests.broker "$(abspath $@)"
 	@touch $@
 
 # A real Keycloak for one test of the whole, 176 MB; built once for a database in memory. Without it that test is skipped.

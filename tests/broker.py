@@ -1,6 +1,7 @@
 """A real Apache Kafka for tests: brokers in KRaft mode, started from jars that Maven fetched, on loopback, gone with the tests.
 
-`make kafka` brings the jars into .venv/kafka/lib; PGWARDEN_KAFKA_LIB names another folder.
+`make kafka` brings the jars into .venv/kafka/lib; PGWARDEN_KAFKA_LIB names another folder. `python -m tests.broker` archives what a
+broker's start loads of them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -34,6 +37,7 @@ from pgwarden.postgres import die_with_parent
 
 HOST: Final = "127.0.0.1"
 HEAP_MB: Final = 384
+CLASSES: Final = "classes.jsa"  # beside the jars: their classes as Java keeps them, with which a broker starts in half the time
 START_SECONDS_MAX: Final = 120.0  # 3 to 5 s on a quiet machine
 STOP_SECONDS_MAX: Final = 30.0
 # Below the kernel's own range (ip_local_port_range, from 32768): else a connection to somebody takes the port of a broker that is
@@ -139,6 +143,7 @@ class Broker:
         cluster: str | None = None,
         listen_port: int = 0,
         controllers: Sequence[tuple[int, int]] = (),  # (node, port) of all nodes; () = of this one
+        archive: Path | None = None,  # to write the classes to that it loads, as it ends
     ) -> None:
         self.directory = directory
         self.node = node
@@ -149,6 +154,7 @@ class Broker:
         self._tls_port = port() if certificates else 0
         self._certificates = certificates
         self._lib = lib
+        self._archive = archive
         self._heap_mb = heap_mb
         self._cluster = cluster or _cluster_id()
         self._process: subprocess.Popen[bytes] | None = None
@@ -215,7 +221,7 @@ class Broker:
         self._log_from = self.log_path.stat().st_size if self.log_path.exists() else 0
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [*self._java(self._heap_mb), "kafka.Kafka", str(configuration)],
+                [*self._java(self._heap_mb, self._archive), "kafka.Kafka", str(configuration)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -354,9 +360,12 @@ class Broker:
         if done.returncode != 0:
             raise BrokerFailed(f"broker {self.node} was not formatted: {(done.stdout + done.stderr)[-2000:]}")
 
-    def _java(self, heap_mb: int) -> list[str]:
+    def _java(self, heap_mb: int, archive: Path | None = None) -> list[str]:
+        archived = self._lib / CLASSES
+        sharing = f"-XX:ArchiveClassesAtExit={archive}" if archive else f"-XX:SharedArchiveFile={archived}"
         return [
             "java",
+            *([sharing] if archive or archived.exists() else []),
             f"-Xms{min(heap_mb, 128)}m",
             f"-Xmx{heap_mb}m",
             "-XX:+UseSerialGC",
@@ -490,3 +499,13 @@ def _certificate(
         names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(HOST)), x509.DNSName("localhost")])
         builder = builder.add_extension(names, critical=False)
     return builder.sign(issuer_key, hashes.SHA256())
+
+
+def archive_classes(lib: Path) -> None:
+    """Let one broker start and end, and keep the classes that it loaded ("java" manual, -XX:ArchiveClassesAtExit)."""
+    with tempfile.TemporaryDirectory() as folder, Broker(Path(folder), lib, archive=lib / CLASSES) as broker:
+        broker.stop()
+
+
+if __name__ == "__main__":
+    archive_classes(Path(sys.argv[1]))

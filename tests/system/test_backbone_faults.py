@@ -77,8 +77,6 @@ class House:
                 closed |= {event.session} if isinstance(event, SessionClosed) else set()
             return opened == closed
 
-        until(ended, "every session has its end on record", QUIET_SECONDS_MAX)
-
         def projected() -> bool:
             try:
                 health = self.topology.ask("GET", "/v1/health")
@@ -86,7 +84,8 @@ class House:
                 return False
             return health.status_code == 200 and bool(health.json()["projection"]["lag_records"] == 0)
 
-        until(projected, "the tables hold all that is in the log", QUIET_SECONDS_MAX)
+        until(projected, "the tables hold all that is in the log", QUIET_SECONDS_MAX, every=0.5)
+        until(ended, "every session has its end on record", QUIET_SECONDS_MAX, every=1.0)  # reads all that the brokers have
         time.sleep(2.5)  # where the log ends may have been a second old
         until(projected, "the tables hold all that is in the log", QUIET_SECONDS_MAX)
 

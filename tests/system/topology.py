@@ -326,8 +326,8 @@ class Topology:
         ]
 
 
-def until(met: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
+def until(met: Callable[[], bool], what: str, seconds: float = 30.0, every: float = 0.05) -> None:
     end = time.monotonic() + seconds
     while not met():
         assert time.monotonic() < end, f"not within {seconds:g} s: {what}"
-        time.sleep(0.05)
+        time.sleep(every)
