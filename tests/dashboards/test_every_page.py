@@ -79,6 +79,7 @@ def test_every_page_passes_axe_and_fits_a_phone(house: House, seen: Seen, screen
     for frame in screen.page.locator(".frame.broad").all():
         assert frame.evaluate("frame => frame.scrollWidth - frame.clientWidth") <= 0
     assert violations(screen.page) == []
+    screen.shot(f"{PAGES[address]}-phone")
     screen.page.set_viewport_size(LAPTOP)
     screen.shot(PAGES[address])
     assert violations(screen.page) == []
