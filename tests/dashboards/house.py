@@ -284,6 +284,10 @@ class Screen:
         return self.page.locator(f".st-key-{key}")
 
     def shot(self, name: str) -> None:
-        if SHOTS:
+        """The whole page, not what of it a screen of this size shows: it scrolls within itself."""
+        if SHOTS and (size := self.page.viewport_size) is not None:
+            height = self.page.evaluate("(document.querySelector('[data-testid=stMain]') ?? document.body).scrollHeight")
+            self.page.set_viewport_size({"width": size["width"], "height": max(size["height"], height + 60)})
             self.page.wait_for_timeout(700)
-            self.page.screenshot(path=f"{SHOTS}/{name}.png", full_page=True)
+            self.page.screenshot(path=f"{SHOTS}/{name}.png")
+            self.page.set_viewport_size(size)
