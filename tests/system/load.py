@@ -25,7 +25,7 @@ class Told:
 
 
 class Load:
-    """Use as a context manager; `pause` stops the work with every session closed. Deterministic but for time: one seed an agent."""
+    """Use as a context manager; its end is that of every session. Deterministic but for time: one seed an agent."""
 
     def __init__(
         self, agents: Sequence[str], gateways: Sequence[str], connect: Connect, seed: int, pause_seconds: float = 0.2
