@@ -16,10 +16,9 @@ up: $(VENV)/runtime
 test: $(VENV)/development
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not faults" $(TESTS) $(ARGS)
 
-# What kills processes and fills disks has the machine to itself, and so has what runs pgwarden whole.
+# What runs pgwarden whole has the machine to itself.
 all-tests: $(VENV)/development
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not faults" --ignore=tests/system $(TESTS) $(ARGS)
-	@$(BIN)/python -m pytest -m faults --ignore=tests/system $(TESTS) $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --ignore=tests/system $(TESTS) $(ARGS)
 	@$(BIN)/python -m pytest tests/system $(ARGS)
 
 # A real Apache Kafka for the tests, 54 MB from Maven Central. Without it, or without Java, what needs a broker is skipped.
