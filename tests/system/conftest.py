@@ -20,7 +20,9 @@ import httpx
 import pytest
 
 from tests import broker as brokers
+from tests.system import house
 
+housed = house.housed
 ROOT = Path(__file__).parents[2]
 START_SECONDS_MAX = 90.0  # two old cores, with other tests beside
 

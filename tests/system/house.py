@@ -28,6 +28,7 @@ BOB, BOB_SHA256 = agent_keys.create_operator_key()
 ROOT = Path(__file__).parents[2]
 KINDS = ("shadow", "hijacked", "unaudited", "phantom", "miscounted")
 WaitFor = Callable[..., object]
+Housed = Callable[..., contextlib.AbstractContextManager["House"]]
 
 
 class House:
@@ -168,8 +169,26 @@ def process(command: str, folder: Path, ready: Callable[[], object], wait_for: W
             running.wait()
 
 
+@pytest.fixture
+def housed(
+    tmp_path: Path, wait_for: WaitFor, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., contextlib.AbstractContextManager[House]]:
+    """`with housed(database, collector("log", ...)) as house:` all of it, with its collectors seeing, in the test's folder."""
+
+    def made(database: Database, *collectors: str) -> contextlib.AbstractContextManager[House]:
+        return _running(tmp_path, database, "\n".join(collectors), wait_for, capsys, monkeypatch)
+
+    return made
+
+
+def collector(kind: str, *lines: str) -> str:
+    """Its table of the configuration; the server is "main"."""
+    own = (f"[collectors.{kind}]", f'kind = "{kind}"', 'server = "main"', 'connections = ["shop"]', "canary_seconds = 5")
+    return "\n".join((*own, *lines))
+
+
 @contextlib.contextmanager
-def running(
+def _running(
     folder: Path,
     database: Database,
     collectors: str,
@@ -177,7 +196,6 @@ def running(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[House]:
-    """All of it, with its collectors seeing. `collectors`: that part of the configuration; their server is "main"."""
     gateway_port, api_port = brokers.port(), brokers.port()
     (folder / "shop.password").write_text(database.password)
     (folder / "shop.password").chmod(0o600)

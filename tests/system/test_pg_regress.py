@@ -28,7 +28,7 @@ from tests.conftest import Database, fresh_database
 from tests.ingest.collectors.ebpf import conftest as ebpf_fixtures
 from tests.ingest.collectors.ebpf.servers import Server, copy_of, home
 from tests.ingest.collectors.ebpf.test_witness import Witness
-from tests.system.house import BOB, House, WaitFor, running
+from tests.system.house import BOB, House, Housed, WaitFor, collector
 
 TESTS = Path(sys.prefix) / "pg_regress"  # `make pg-regress`
 PROGRAMS = Path("/usr/lib/postgresql/15")
@@ -91,31 +91,20 @@ def database(server: Server) -> Iterator[Database]:
 
 
 @pytest.fixture
-def house(
-    server: Server,
-    database: Database,
-    tmp_path: Path,
-    wait_for: WaitFor,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[House]:
+def house(server: Server, database: Database, tmp_path: Path, housed: Housed) -> Iterator[House]:
     witness = Witness(server)
     password = tmp_path / "eyes.password"
     password.touch(0o600)
     password.write_text(EYES_PASSWORD)
-    paths = {
-        "log": f'path = "{server.home / "log"}"',
-        "ebpf": f'path = "{witness.socket}"',
-        "activity": 'user = "eyes"\npassword = "file:eyes.password"',
+    own = {
+        "log": (f'path = "{server.home / "log"}"',),
+        "ebpf": (f'path = "{witness.socket}"',),
+        "activity": ('user = "eyes"', 'password = "file:eyes.password"'),
     }
-    collectors = "\n".join(
-        f'[collectors.{kind}]\nkind = "{kind}"\nserver = "main"\nconnections = ["shop"]\ncanary_seconds = 5\n{paths[kind]}'
-        for kind in BY
-    )
     if "ebpf" in BY:
         witness.start()
     try:
-        with running(tmp_path, database, collectors, wait_for, capsys, monkeypatch) as made:
+        with housed(database, *(collector(kind, *own[kind]) for kind in BY)) as made:
             yield made
     finally:
         if "ebpf" in BY:

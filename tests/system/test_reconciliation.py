@@ -7,7 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -15,26 +14,13 @@ import pytest
 
 from pgwarden.postgres import Postgres
 from tests.conftest import Database
-from tests.system.house import House, running
+from tests.system.house import House, Housed, collector
 from tests.system.test_record_equals_server_log import Agent
 
 
 @pytest.fixture
-def house(
-    tmp_path: Path,
-    database: Database,
-    postgres: Postgres,
-    wait_for: Callable[..., object],
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[House]:
-    collectors = f"""[collectors.log]
-kind = "log"
-server = "main"
-connections = ["shop"]
-path = "{postgres.log_path.parent}"
-canary_seconds = 5"""
-    with running(tmp_path, database, collectors, wait_for, capsys, monkeypatch) as made:
+def house(database: Database, postgres: Postgres, housed: Housed) -> Iterator[House]:
+    with housed(database, collector("log", f'path = "{postgres.log_path.parent}"')) as made:
         yield made
 
 

@@ -15,7 +15,7 @@ from psycopg import sql
 
 from tests.conftest import Database, fresh_database
 from tests.ingest.collectors.ebpf.servers import Server, copy_of, home
-from tests.system.house import House, WaitFor, running
+from tests.system.house import House, Housed, WaitFor, collector
 from tests.system.test_record_equals_server_log import Agent
 
 PGAUDIT = Path("/usr/lib/postgresql/15/lib/pgaudit.so")
@@ -67,21 +67,8 @@ def shop(server: Server) -> Iterator[Database]:
 
 
 @pytest.fixture
-def house(
-    server: Server,
-    shop: Database,
-    tmp_path: Path,
-    wait_for: WaitFor,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[House]:
-    collectors = f"""[collectors.log]
-kind = "log"
-server = "main"
-connections = ["shop"]
-path = "{server.home / "log"}"
-canary_seconds = 5"""
-    with running(tmp_path, shop, collectors, wait_for, capsys, monkeypatch) as made:
+def house(server: Server, shop: Database, housed: Housed) -> Iterator[House]:
+    with housed(shop, collector("log", f'path = "{server.home / "log"}"')) as made:
         yield made
 
 

@@ -21,7 +21,7 @@ from tests.conftest import Database, fresh_database
 from tests.ingest.collectors.ebpf import conftest as ebpf_fixtures
 from tests.ingest.collectors.ebpf.servers import Server, copy_of, home
 from tests.ingest.collectors.ebpf.test_witness import Witness
-from tests.system.house import House, WaitFor, process, running
+from tests.system.house import House, Housed, WaitFor, collector, process
 from tests.system.test_record_equals_server_log import Agent
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -72,33 +72,12 @@ def witness(server: Server) -> Iterator[Witness]:
 
 
 @pytest.fixture
-def house(
-    request: pytest.FixtureRequest,
-    tmp_path: Path,
-    shop: Database,
-    witness: Witness,
-    server: Server,
-    wait_for: WaitFor,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[House]:
+def house(request: pytest.FixtureRequest, shop: Database, witness: Witness, server: Server, housed: Housed) -> Iterator[House]:
     """With the parameter "log too", a collector of the server's log looks beside the kernel's."""
-    collectors = f"""[collectors.ebpf]
-kind = "ebpf"
-server = "main"
-connections = ["shop"]
-path = "{witness.socket}"
-canary_seconds = 5"""
+    collectors = [collector("ebpf", f'path = "{witness.socket}"')]
     if getattr(request, "param", "") == "log too":
-        collectors += f"""
-
-[collectors.log]
-kind = "log"
-server = "main"
-connections = ["shop"]
-path = "{server.data}/log"
-canary_seconds = 5"""
-    with running(tmp_path, shop, collectors, wait_for, capsys, monkeypatch) as made:
+        collectors.append(collector("log", f'path = "{server.data}/log"'))
+    with housed(shop, *collectors) as made:
         yield made
 
 
