@@ -31,7 +31,7 @@ class Settings:
     refresh_seconds: float = 2.0  # page "Now"
     findings_refresh_seconds: float = 1.0  # a shadow session is to stand there within 2 s
     list_refresh_seconds: float = 5.0  # of the list on page "Agents", which may be a thousand long
-    agents_max: int = 100  # shown in that list at once; a search finds the others
+    agents_max: int = 50  # shown in that list at once, twice what a screen holds; a search finds the others
     agent_rows: int = 10  # of one agent's last sessions and findings
     follow_seconds_max: float = 2.0  # from a recorded command to answers that show it; a commit of the tables is due every 0.25 s
     page_rows: int = 50  # statements on one page
