@@ -359,7 +359,7 @@ def told_row(index: int, told: Told, evidence: bool) -> Row:
             Time(told.at),
             Mark(f"{told.kind}{', the evidence' * evidence}", "warn" if evidence else "quiet"),
             Text(told.agent, "strong" if evidence else ""),
-            Sql(told.text or told.outcome or told.reason or "–", told.reason if told.text else ""),
+            Sql(told.text or told.outcome or told.reason or "–", told.reason if told.text else "", below=True),
         ),
         tone="warn" if evidence else "",
     )

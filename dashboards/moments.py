@@ -45,7 +45,7 @@ def moment_row(moment: Moment, session: Session) -> Row:
             Time(moment.at, fine=True),
             Number(f"+{duration(after_us(moment, session))}"),
             moment_mark(moment),
-            Sql(moment.text, note) if asked else Text(told, "faint"),
+            Sql(moment.text, note, below=True) if asked else Text(told, "faint"),
             Number(number(moment.rows)) if ran and moment.rows is not None else Number("–", "faint"),
             Number(duration(moment.duration_us)) if ran and moment.duration_us is not None else Number("–", "faint"),
         ),

@@ -173,7 +173,7 @@ def _unless_refused(statement: Statement, text: str | None) -> Number:
 
 def sql_cell(statement: Statement) -> Sql | Text:
     if statement.text:
-        return Sql(statement.text, statement.reason if statement.decision == "deny" else "")
+        return Sql(statement.text, statement.reason if statement.decision == "deny" else "", below=True)
     return Text(f"{' '.join(statement.verbs)} (only its fingerprint {statement.fingerprint or '?'} is kept)", "faint")
 
 

@@ -244,7 +244,7 @@ def test_a_moment_stands_at_its_distance_from_the_opening() -> None:
     row = moments.moment_row(moment, session)
     assert row.cells[1] == Number("+1.50 s")
     assert row.cells[2] == Mark("error", "warn")
-    assert row.cells[3] == Sql("SELECT 1", "42P01")
+    assert row.cells[3] == Sql("SELECT 1", "42P01", below=True)
     assert statements.session_of(row.id) == "s1"
 
 
