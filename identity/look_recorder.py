@@ -9,19 +9,19 @@ from typing import Final
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from identity.looks import Look, Looks, Settings, bounded, event
+from identity.looks import Look, Looks, bounded, event
+from identity.looks_settings import LooksSettings
 from ingest.events import RecordRead
 from ingest.log import LogUnavailable
 from ingest.recorder import Recorder
 
-SETTINGS: Final = Settings()
 OVER_SECONDS: Final = 1.0  # between two looks for windows that have ended
 
 
 class LookRecorder:
     """Writes topic `looks`. One a process, on the recorder's loop; calls may overlap."""
 
-    def __init__(self, recorder: Recorder, now_us: Callable[[], int], settings: Settings = SETTINGS) -> None:
+    def __init__(self, recorder: Recorder, now_us: Callable[[], int], settings: LooksSettings) -> None:
         self._recorder = recorder
         self._now_us = now_us
         self._settings = settings

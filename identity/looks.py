@@ -7,19 +7,12 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
+from identity.looks_settings import LooksSettings
 from ingest.events import RecordRead
 
 Through: TypeAlias = Literal["api", "dashboard", "command line", "metrics"]
 
 THROUGH: Final[tuple[Through, ...]] = ("api", "dashboard", "command line", "metrics")
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    repeat_seconds: float = 60.0  # the same look within this is counted, not recorded again: a screen asks every 2 s
-    repeats_max: int = 4096  # different looks that are remembered; the oldest is told early
-    parameters_bytes_max: int = 64 * 2**10  # as much SQL as is run; what is longer is cut
-    record_seconds_max: float = 5.0  # that an answer waits for its record
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +40,7 @@ class Window:
 class Looks:
     """Which looks are to be recorded now. No clock, no log: the caller has both."""
 
-    def __init__(self, settings: Settings = Settings()) -> None:
+    def __init__(self, settings: LooksSettings) -> None:
         self._settings = settings
         self._windows: OrderedDict[Look, Window] = OrderedDict()  # by their begin
 

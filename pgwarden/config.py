@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from analytics.settings import ReconcileSettings, ResponsesSettings
 from identity import agent_keys, commands
-from identity.looks import Settings as LooksSettings
+from identity.looks_settings import LooksSettings
 from identity.refusal import Refusal
 from identity.roles import ROLES, Role
 from identity.scope import OPERATIONS

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Final
 
 from analytics.settings import ReconcileSettings, ResponsesSettings
-from identity.looks import Settings as LooksSettings
+from identity.looks_settings import LooksSettings
 from identity.settings import IssuerRules
 from ingest.settings import PARTITIONS, KafkaSettings, RelaySettings
 from pgwarden.webhook_kinds import KINDS

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from identity.api import THROUGH_HEADER, Looked, guarded, looked
 from identity.look_recorder import LookRecorder, LooksRecorded
-from identity.looks import Look, Looks, Settings, bounded, event
+from identity.looks import Look, Looks, bounded, event
+from identity.looks_settings import LooksSettings
 from identity.operators import Operator
 from identity.refusal import Refusal
 from identity.roles import needs
@@ -43,7 +44,7 @@ def told(looks: Looks, look: Look, rows: int, at_us: int) -> tuple[RecordRead, .
 
 
 def test_the_first_look_is_told_at_once_and_its_repeats_together_when_the_window_is_over() -> None:
-    looks = Looks(Settings(repeat_seconds=60))
+    looks = Looks(LooksSettings(repeat_seconds=60))
     assert told(looks, LOOK, 7, 1 * SECOND) == (RecordRead(1 * SECOND, "alice", "statements", LOOK.parameters, 7, "api"),)
     assert told(looks, LOOK, 8, 3 * SECOND) == told(looks, LOOK, 9, 59 * SECOND) == looks.over(60 * SECOND) == ()
     (repeats,) = looks.over(61 * SECOND)
@@ -53,14 +54,14 @@ def test_the_first_look_is_told_at_once_and_its_repeats_together_when_the_window
 
 @pytest.mark.parametrize("change", [{"operator": "bob"}, {"question": "sql"}, {"parameters": "{}"}, {"through": "dashboard"}])
 def test_another_operator_question_parameter_or_way_is_another_look(change: dict[str, str]) -> None:
-    looks = Looks()
+    looks = Looks(LooksSettings())
     told(looks, LOOK, 1, SECOND)
     assert len(told(looks, replace(LOOK, **change), 1, SECOND)) == 1  # type: ignore[arg-type]
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 90 * SECOND)), max_size=40), st.integers(1, 3))
 def test_no_look_is_lost_however_they_come(story: list[tuple[str, int]], repeats_max: int) -> None:
-    looks = Looks(Settings(repeat_seconds=10, repeats_max=repeats_max))
+    looks = Looks(LooksSettings(repeat_seconds=10, repeats_max=repeats_max))
     recorded: list[RecordRead] = []
     now_us = SECOND
     for question, wait_us in story:
@@ -122,7 +123,7 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
     log = SegmentLog(tmp_path / "log", LogSettings(), disk=disk)
     recorder = Recorder(log, "api", 1, RecorderSettings(retry_ms=20))
     clock = [SECOND]
-    looks = LookRecorder(recorder, lambda: clock[0], Settings(record_seconds_max=0.3))
+    looks = LookRecorder(recorder, lambda: clock[0], LooksSettings(record_seconds_max=0.3))
 
     async def authenticate(authorization: str, peer: str) -> Operator | Refusal:
         return Operator("alice", "alice", "key", "viewer", "")
