@@ -16,9 +16,9 @@ up: $(VENV)/runtime
 test: $(VENV)/development
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not faults" $(TESTS) $(ARGS)
 
-# What runs pgwarden whole has the machine to itself.
+# What runs pgwarden whole has the machine to itself. Files in no order of size: few and slow tests would come last, and one after the other.
 all-tests: $(VENV)/development
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --ignore=tests/system $(TESTS) $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder --ignore=tests/system $(TESTS) $(ARGS)
 	@$(BIN)/python -m pytest tests/system $(ARGS)
 
 # A real Apache Kafka for the tests, 54 MB from Maven Central. Without it, or without Java, what needs a broker is skipped.
