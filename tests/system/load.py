@@ -28,7 +28,7 @@ class Load:
     """Use as a context manager; its end is that of every session. Deterministic but for time: one seed an agent."""
 
     def __init__(
-        self, agents: Sequence[str], gateways: Sequence[str], connect: Connect, seed: int, pause_seconds: float = 0.2
+        self, agents: Sequence[str], gateways: Sequence[str], connect: Connect, seed: int, pause_seconds: float = 0.5
     ) -> None:
         self.told = Told()
         self._agents, self._gateways, self._connect, self._seed = agents, gateways, connect, seed
