@@ -295,8 +295,8 @@ def test_a_disk_that_is_full_or_lies_or_was_torn_costs_no_record(house_on_a_smal
                 filler.write(b"x" * 65_536)
         # Segments have room made ready, which must fill up too.
         with contextlib.suppress(psycopg.Error), topology.connect("agent-0", house.keys["agent-0"], "gateway-1") as session:
-            for _ in range(1_000):
-                session.execute(b"SELECT '" + b"y" * 50_000 + b"'")
+            for number in range(1_000):  # each a text of its own: one that is known already is recorded by its number
+                session.execute(f"SELECT '{number}{'y' * 50_000}'".encode())
         until(lambda: topology.status("gateway-1")["log"]["available"] is False, "gateway-1 says that it cannot record", 90)
         reached = house.load.progress() + 50
         until(lambda: house.load.progress() >= reached, "the agents go on through gateway-2", 60)
