@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
@@ -44,7 +44,10 @@ class Use:
 
 
 def uses(grants: Sequence[Grant], touched: Sequence[Touched], now: datetime) -> dict[str, Use]:
-    """By table. What falls under a grant for a whole schema counts for that grant, and stands in a row of its own too."""
+    """By table. What falls under a grant for a whole schema counts for that grant, and stands in a row of its own too.
+
+    A name without a schema counts for the table that it can mean here: the only one of that name, or in the only schema.
+    """
     found: dict[str, Use] = {}
     for grant in grants:
         if grant_state(grant, now) == "approved":
@@ -52,13 +55,25 @@ def uses(grants: Sequence[Grant], touched: Sequence[Touched], now: datetime) -> 
                 for table in rule.tables:
                     found.setdefault(f"{rule.schema}.{table}", Use()).may.update(rule.operations)
     whole = {name.removesuffix(".*"): use for name, use in found.items() if name.endswith(".*")}
+    known = {*found, *(each.relation for each in touched)}
     for each in touched:
-        found.setdefault(each.relation, Use()).add(each)
-        schema = each.relation.rpartition(".")[0]
+        relation = _in_schema(each.relation, known)
+        found.setdefault(relation, Use()).add(each)
+        schema = relation.rpartition(".")[0]
         if schema in whole:
             whole[schema].add(each)
-            found[each.relation].may |= whole[schema].may
+            found[relation].may |= whole[schema].may
     return found
+
+
+def _in_schema(relation: str, known: Collection[str]) -> str:
+    if "." in relation:
+        return relation
+    same = [name for name in known if name.endswith(f".{relation}")]
+    schemas = {name.rpartition(".")[0] for name in known if "." in name}
+    if len(same) == 1:
+        return same[0]
+    return f"{schemas.pop()}.{relation}" if not same and len(schemas) == 1 else relation
 
 
 def rows(found: dict[str, Use]) -> list[Row]:

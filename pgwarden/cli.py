@@ -131,15 +131,14 @@ def parser() -> argparse.ArgumentParser:
     _config(status, samples=True)
     what = "which collectors can run here, why not, and what to do; 0 when one sees statements"
     doctor = _command(commands, "doctor", "doctor:doctor", what)
-    own = Path(os.environ.get("PGWARDEN_CONFIG") or "pgwarden.toml")
-    missing = None if "PGWARDEN_CONFIG" not in os.environ and not own.exists() else own
+    usual = _usual_config(samples=True)
     doctor.add_argument(
         "-c",
         "--config",
         type=Path,
-        default=missing,
+        default=usual if "PGWARDEN_CONFIG" in os.environ or usual.exists() else None,
         metavar="FILE",
-        help="(PGWARDEN_CONFIG, else pgwarden.toml where there is one)",
+        help="(PGWARDEN_CONFIG, else pgwarden.toml, else that of `up`, where there is one)",
     )
     rebuild = _command(commands, "rebuild", "processes:rebuild", "make the tables anew from the log, and compare them with the old")
     _config(rebuild)
@@ -378,12 +377,16 @@ def _group(commands: _Commands, name: str, what: str) -> tuple[argparse.Argument
 
 
 def _config(command: argparse.ArgumentParser, *, inner: bool = False, samples: bool = False) -> None:
-    """`inner`: of a command below one that has the option too, whose value the inner default would replace. `samples`: where
-    there is no other file, what `pgwarden up` wrote for itself."""
+    """`inner`: of a command below one that has the option too, whose value the inner default would replace."""
+    default = argparse.SUPPRESS if inner else _usual_config(samples=samples)
+    command.add_argument("-c", "--config", type=Path, default=default, metavar="FILE", help="(PGWARDEN_CONFIG, else pgwarden.toml)")
+
+
+def _usual_config(*, samples: bool) -> Path:
+    """`samples`: where there is no other file, what `pgwarden up` wrote for itself."""
     own, of_samples = Path("pgwarden.toml"), Path(".pgwarden/pgwarden.toml")
     usual = of_samples if samples and not own.exists() and of_samples.exists() else own
-    default = argparse.SUPPRESS if inner else Path(os.environ.get("PGWARDEN_CONFIG") or usual)
-    command.add_argument("-c", "--config", type=Path, default=default, metavar="FILE", help="(PGWARDEN_CONFIG, else pgwarden.toml)")
+    return Path(os.environ.get("PGWARDEN_CONFIG") or usual)
 
 
 def _limit(command: argparse.ArgumentParser) -> None:

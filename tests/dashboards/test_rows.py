@@ -291,6 +291,16 @@ def test_what_is_granted_and_never_used_stands_apart_from_what_was_refused() -> 
     assert [rows[name].tone for name in ("public.secrets", "public.refunds", "public.orders", "app.*")] == ["bad", "warn", "", ""]
 
 
+def test_a_table_that_a_statement_names_without_its_schema_is_the_one_that_is_granted() -> None:
+    granted = [Grant("g1", "reporter", Scope("shop", (Rule("public", ("orders",), ("select",)),)), "approved")]
+    did = [Touched("orders", ("SELECT",), 1), Touched("public.orders", ("SELECT",), 2), Touched("payroll", ("SELECT",), 0, 1)]
+    found = agent_use.uses(granted, did, NOW)
+    assert (found["public.orders"].statements, found["public.orders"].may) == (3, {"select"})
+    assert sorted(found) == ["public.orders", "public.payroll"]  # the only schema that anything is in
+    elsewhere = agent_use.uses(granted, [*did, Touched("app.orders", ("SELECT",), 1)], NOW)
+    assert sorted(elsewhere) == ["app.orders", "orders", "payroll", "public.orders"]  # it could be either
+
+
 # -- who may ---------------------------------------------------------------------------------------------------------------------
 
 

@@ -190,6 +190,18 @@ def where(folder: Path, environ: dict[str, str] | None = None, api: str = "", ke
     return find(api, key_file, config, False, {"PGWARDEN_OPERATOR_KEY": KEY} if environ is None else environ, folder)
 
 
+def test_status_and_doctor_find_the_file_of_the_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PGWARDEN_CONFIG", raising=False)
+    assert parser().parse_args(["doctor"]).config is None
+    samples = Path(".pgwarden/pgwarden.toml")
+    samples.parent.mkdir()
+    samples.touch()
+    assert [parser().parse_args(line).config for line in (["doctor"], ["status", "api"])] == [samples, samples]
+    Path("pgwarden.toml").touch()
+    assert parser().parse_args(["doctor"]).config == Path("pgwarden.toml")
+
+
 def test_without_anything_it_is_the_usual_address(tmp_path: Path) -> None:
     assert where(tmp_path).url == "http://127.0.0.1:8470"
 
