@@ -172,6 +172,11 @@ def test_the_whole_works_on_kafka_as_docker_compose_describes_it(topology: tuple
     until(explained, "every session has its verdict", 60)
     ran = {event.text for _, event in house.events("witness") if isinstance(event, StatementObserved)}
     assert "SELECT 'while nobody looked'" in ran
-    (collector,) = house.call("GET", "/v1/coverage")["items"]
-    assert (collector["witness"], collector["state"], collector["lost"]) == ("shop-log", "seeing", 0)
+
+    def sees() -> bool:
+        (collector,) = house.call("GET", "/v1/coverage")["items"]
+        assert collector["witness"] == "shop-log"
+        return (collector["state"], collector["lost"]) == ("seeing", 0)
+
+    until(sees, "the collector that was started anew reports that it sees, and lost nothing", 60)
     assert house.call("GET", "/v1/coverage/gaps", kind="lost")["items"] == []
