@@ -10,6 +10,7 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Final, Literal, TypeAlias, assert_never
 
+from analytics.nobody import UNANSWERED, UNMUTED
 from identity.commands import AGENT_NAME, Rejected
 from ingest.events import (
     FindingAcknowledged,
@@ -131,7 +132,8 @@ class Findings:
         return self._findings.get(id_)
 
     def muted(self, detector: str, agent: str, at_us: int) -> bool:
-        return any(self._muted_until_us.get((detector, whose), 0) > at_us for whose in (agent, EVERY_AGENT))
+        """What is nobody's never is, even where the log holds a mute of nobody from when that was taken."""
+        return agent != "" and any(self._muted_until_us.get((detector, whose), 0) > at_us for whose in (agent, EVERY_AGENT))
 
     def stands(self, detector: str, agent: str, now_us: int) -> bool:
         """Whether there is a mute of exactly these two."""
@@ -230,9 +232,14 @@ def _mute(
         finding = findings.finding(command.finding)
         if finding is None:
             return _missing(command.finding)
+        if not finding.agent:
+            why = "a finding of nobody cannot be muted, for that would hide every other one; acknowledge it"
+            return Rejected("invalid", UNMUTED.get(finding.detector, why))
         if (detector and detector != finding.detector) or (agent and agent not in (finding.agent, EVERY_AGENT)):
             return Rejected("invalid", "detector, agent: this finding is another's; leave them out")
         detector, agent = finding.detector, agent or finding.agent
+    if detector in UNANSWERED or (detector in UNMUTED and agent in ("", EVERY_AGENT)):
+        return Rejected("invalid", UNMUTED[detector])
     problems: list[str] = []
     if _DETECTOR.fullmatch(detector) is None or detector not in {*detectors, *findings.detectors}:
         # A misspelt name would mute nothing, and nobody would notice.

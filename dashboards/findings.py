@@ -127,7 +127,7 @@ def _mutes(asked: Future[tuple[Mute, ...]]) -> None:
 
 
 def mute_row(mute: Mute) -> Row:
-    whose = "every agent" if mute.agent == "*" else mute.agent
+    whose = "every agent" if mute.agent == "*" else mute.agent or "nobody"
     return Row(
         id=f"{mute.detector}/{mute.agent}",
         cells=(Lines(f"{mute.detector} of {whose}", mute.reason), Time(mute.until_at), Text(mute.operator)),
@@ -135,7 +135,7 @@ def mute_row(mute: Mute) -> Row:
 
 
 def _unmute(mutes: tuple[Mute, ...]) -> None:
-    names = {f"{mute.detector} of {mute.agent}": mute for mute in mutes}
+    names = {f"{mute.detector} of {mute.agent or 'nobody'}": mute for mute in mutes}
     with st.container(horizontal=True, vertical_alignment="bottom", key="unmute"):
         name = st.selectbox("Hear again", tuple(names), key="unmuted", width=320)
         if st.button("Take the mute back", key="take back"):
@@ -245,7 +245,9 @@ def _triage(finding: Finding) -> None:
                 _decide(finding, "acknowledged", note)
             if finding.state != "confirmed" and st.button("Confirm", key="confirm it", help="It was what it said"):
                 _decide(finding, "confirmed", note)
-        if finding.state != "muted":
+        if not finding.agent:
+            st.caption("What is nobody's is not muted: that would hide every other one.")
+        elif finding.state != "muted":
             with st.container(horizontal=True, vertical_alignment="bottom"):
                 span = st.selectbox("Mute its like for", tuple(MUTE_SECONDS), index=2, key="mute for", width=140)
                 if st.button("Mute", key="mute", help="This detector asks nobody for attention about this agent until then"):

@@ -10,7 +10,7 @@ import json
 import re
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Final, Literal, TypeAlias, assert_never
 
@@ -289,6 +289,9 @@ class Known:
     connections: frozenset[str]
     issuers: Mapping[str, str]  # the URL by the name of its table
     detectors: frozenset[str] = frozenset()  # whose findings may be answered
+    unanswered: Mapping[str, str] = field(
+        default_factory=dict
+    )  # those of them that find what is no agent's, and what to set instead
 
 
 # -- answers -------------------------------------------------------------------------------------------------------------------
@@ -789,6 +792,8 @@ def _choose(
         problems.append(f'detector: there is none of this name; write "*", or one of {", ".join(sorted(known.detectors))}')
     if command.agent != EVERY and command.agent not in registry.agents:
         problems.append(f'agent: {_shown(command.agent)} is not registered; write "*" for every agent')
+    if command.response != "observe" and (instead := known.unanswered.get(command.detector)):
+        problems.append(f"detector: what {command.detector} finds is no agent's, and nothing would answer it; {instead}")
     if command.response not in RESPONSES:
         problems.append(f"response: write one of {', '.join(RESPONSES)}")
     if problems:

@@ -23,6 +23,7 @@ from analytics import export_api, findings_api, follow_api, record_api, snapshot
 from analytics.exports import Exports
 from analytics.guarded_sql import GuardedSql
 from analytics.inspector import Inspector
+from analytics.nobody import UNANSWERED
 from analytics.queries import Queries, QuestionFailed, QuestionInvalid
 from analytics.runner import Runner
 from analytics.settings import AnalyticsSettings
@@ -213,7 +214,8 @@ async def _until(
 
 
 def known(config: Config) -> Known:
-    return Known(frozenset(config.connections), {name: row.issuer for name, row in config.issuers.items()}, DETECTORS)
+    issuers = {name: row.issuer for name, row in config.issuers.items()}
+    return Known(frozenset(config.connections), issuers, DETECTORS, UNANSWERED)
 
 
 async def catch_up(log: EventLog, registrar: Registrar) -> Mapping[Partition, int]:

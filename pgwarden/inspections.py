@@ -18,7 +18,7 @@ from identity.registrar import Registrar, Unrecorded
 from pgwarden.config import Config
 
 DETECTORS: Final = detection.DETECTORS | findings.SEVERITY.keys() | {responses.LIMITED}
-"""The names under which findings are raised: what may be muted, and answered."""
+"""The names under which findings are raised: what may be muted, and answered, but for what `analytics.nobody` names."""
 
 _log: Final = logging.getLogger("pgwarden.api")
 

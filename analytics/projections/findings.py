@@ -117,7 +117,7 @@ PROJECTION: Final = Projection(
             )
             select r.finding, instant(r.at_us) as raised_at, r.detector, r.agent, r.session, r.severity,
                 case when b.confirmed then 'confirmed' when b.seen then 'acknowledged'
-                    when exists (from mutes m where m.detector = r.detector and m.agent in (r.agent, '*')
+                    when r.agent <> '' and exists (from mutes m where m.detector = r.detector and m.agent in (r.agent, '*')
                         and m.until_at > instant(greatest(r.at_us, coalesce(b.last_us, 0)))) then 'muted'
                     else 'open' end as state,
                 coalesce(b.summary, r.summary) as summary,

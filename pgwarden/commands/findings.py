@@ -90,7 +90,7 @@ def mute(arguments: argparse.Namespace) -> int:
         if arguments.json:
             print_json(answer)
         else:
-            print(f"{_text(answer, 'detector')} of {_text(answer, 'agent')} is muted until {time_of(answer.get('until_at'))} UTC")
+            print(f"{_text(answer, 'detector')} of {_whose(answer)} is muted until {time_of(answer.get('until_at'))} UTC")
         return 0
 
     return answered(arguments, work)
@@ -103,7 +103,7 @@ def unmute(arguments: argparse.Namespace) -> int:
         if arguments.json:
             print_json(answer)
         else:
-            print(f"{_text(answer, 'detector')} of {_text(answer, 'agent')} is no longer muted")
+            print(f"{_text(answer, 'detector')} of {_whose(answer)} is no longer muted")
         return 0
 
     return answered(arguments, work)
@@ -115,10 +115,14 @@ def _said(arguments: argparse.Namespace, verb: str, done: str) -> int:
         if arguments.json:
             print_json(answer)
         else:
-            print(f"{_text(answer, 'finding')} of {_text(answer, 'agent')} {done}")
+            print(f"{_text(answer, 'finding')} of {_whose(answer)} {done}")
         return 0
 
     return answered(arguments, work)
+
+
+def _whose(row: Json) -> str:
+    return _text(row, "agent") or "nobody"
 
 
 def _text(row: Json, name: str, characters_max: int = 200) -> str:

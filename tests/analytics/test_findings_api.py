@@ -29,9 +29,10 @@ async def authenticate(authorization: str, peer: str) -> Operator | Refusal:
 async def api(log: SegmentLog) -> AsyncIterator[httpx.AsyncClient]:
     writer = Writer(log, "inspector")
     writer.add("a", FindingRaised(START_US, "f-1", "hot loop", "a", "s1", "warning", "a loop", ()))
+    writer.add("", FindingRaised(START_US, "shadow-1", "shadow", "", "", "critical", "no gateway opened a session", ()))
     await writer.write()
     recorder = Recorder(log, "api", 1, RecorderSettings())
-    triager = Triager(log, recorder, {"hot loop"}, lambda: START_US)
+    triager = Triager(log, recorder, {"hot loop", "shadow"}, lambda: START_US)
     app = FastAPI()
     app.include_router(router(triager, authenticate))
     task = asyncio.create_task(triager.run())
@@ -59,6 +60,16 @@ async def test_a_mute_comes_and_goes(api: httpx.AsyncClient) -> None:
     assert (muted.status_code, muted.json()["agent"], muted.json()["detector"]) == (201, "a", "hot loop")
     assert (await api.post("/v1/mutes/remove", json={"detector": "hot loop", "agent": "a"})).json()["state"] == "unmuted"
     assert (await api.post("/v1/mutes/remove", json={"detector": "hot loop", "agent": "a"})).status_code == 409
+
+
+async def test_a_session_round_the_gateway_is_not_muted_and_the_answer_says_what_to_do(api: httpx.AsyncClient) -> None:
+    for whose in ({"finding": "shadow-1"}, {"finding": "shadow-1", "agent": "*"}, {"detector": "shadow", "agent": "*"}):
+        answer = await api.post("/v1/mutes", json={**whose, "seconds": 604_800, "reason": "an old job"})
+        assert answer.status_code == 422
+        assert answer.json()["error"] == (
+            "a session that goes round the gateway cannot be muted, for that would hide every other one; acknowledge the finding,"
+            " or declare its source with pgwarden sources declare"
+        )
 
 
 @pytest.mark.parametrize(

@@ -494,3 +494,15 @@ async def test_a_finding_shows_what_became_of_it(log: SegmentLog, empty: Store) 
     await ingest_all(log, empty)
     assert [row["state"] for row in rows(empty, "select state from findings where finding in ('f-3', 'f-4')")] == ["open", "open"]
     assert [row["detector"] for row in rows(empty, "select detector from mutes")] == ["other"]
+
+
+async def test_a_mute_of_an_old_log_silences_no_finding_of_nobody(log: SegmentLog, empty: Store) -> None:
+    api = Writer(log, "api")
+    for agent in ("", "*"):
+        api.add(agent, FindingsMuted(api.at(5), "burst", agent, api.now_us + 60 * MINUTE, "alice", "an old job"))
+    api.raised("f-1", "")
+    api.raised("f-2", "a")
+    await api.write()
+    await ingest_all(log, empty)
+    shown = rows(empty, "select finding, state from findings order by finding")
+    assert [tuple(row.values()) for row in shown] == [("f-1", "open"), ("f-2", "muted")]

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from analytics import triage
+from analytics.nobody import UNANSWERED, UNMUTED
 from analytics.triage import Accepted, Acknowledge, Confirm, Findings, Mute, Repeated, Settings, Triage, Unmute, decide
 from analytics.triager import Done, Triager
 from identity.commands import Rejected
@@ -14,13 +15,14 @@ from ingest.events import FindingAcknowledged, FindingConfirmed, FindingRaised, 
 from ingest.log.segments import SegmentLog
 from ingest.recorder import Recorder
 from ingest.settings import RecorderSettings
+from pgwarden.inspections import DETECTORS
 from tests.analytics.scenario import START_US, Writer
 
 NOW_US = START_US + 1_000_000
 
 
-def raised(finding: str = "f-1", agent: str = "reporter") -> FindingRaised:
-    return FindingRaised(START_US, finding, "hot loop", agent, "s1", "warning", "a loop", ())
+def raised(finding: str = "f-1", agent: str = "reporter", detector: str = "hot loop") -> FindingRaised:
+    return FindingRaised(START_US, finding, detector, agent, "s1", "warning", "a loop", ())
 
 
 def findings(*ids: str) -> Findings:
@@ -65,6 +67,42 @@ def test_a_mute_of_every_agent_holds_for_each() -> None:
     known = findings()
     assert isinstance(said(known, Mute("hot loop", "*", 3600, "load test")), Accepted)
     assert known.muted("hot loop", "whoever", NOW_US)
+
+
+@pytest.mark.parametrize("detector", [*sorted(UNMUTED), "hot loop"])
+@pytest.mark.parametrize("agent", ["", "*"])
+def test_a_finding_of_nobody_is_not_muted_and_the_refusal_says_what_to_do(detector: str, agent: str) -> None:
+    known = findings()
+    known.apply(raised("n-1", "", detector))
+    verdict = said(known, Mute("", agent, 3600, "an old job", "n-1"))
+    assert isinstance(verdict, Rejected)
+    assert verdict.kind == "invalid"
+    assert "would hide every other" in verdict.error
+    assert "acknowledge" in verdict.error
+    assert ("pgwarden sources declare" in verdict.error) is (detector == "shadow")
+
+
+@pytest.mark.parametrize("detector", sorted(UNMUTED))
+def test_what_may_be_nobodys_is_not_muted_for_every_agent_by_name_of_its_detector(detector: str) -> None:
+    known = findings()
+    known.apply(raised("n-1", "", detector))
+    for agent in ("", "*"):
+        verdict = said(known, Mute(detector, agent, 3600, "an old job"))
+        assert verdict == Rejected("invalid", UNMUTED[detector])
+    # Of one agent it hides that one's alone; of what is never an agent's it would hide nothing, and nobody would notice.
+    assert isinstance(said(known, Mute(detector, "reporter", 3600, "an old job")), Rejected) is (detector in UNANSWERED)
+
+
+def test_an_old_mute_of_nobody_or_of_every_agent_silences_nothing_of_nobody() -> None:
+    known = findings()
+    for agent in ("", "*"):
+        known.apply(FindingsMuted(START_US, "shadow", agent, NOW_US + 10, "alice", "an old job"))
+        assert not known.muted("shadow", "", NOW_US)
+        assert isinstance(said(known, Unmute("shadow", agent, "")), Accepted)
+
+
+def test_what_is_said_of_nobodys_findings_is_said_of_detectors_that_there_are() -> None:
+    assert UNANSWERED.keys() <= UNMUTED.keys() <= DETECTORS
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from analytics.nobody import UNANSWERED
 from identity.commands import (
     Accepted,
     ChooseResponse,
@@ -24,7 +25,7 @@ from ingest.events import AgentHeld, AgentRegistered, AgentReleased, AgentRetire
 
 NOW_US = 1_000_000
 SETTINGS = Settings()
-KNOWN = Known(frozenset({"shop"}), {}, frozenset({"hot loop"}))
+KNOWN = Known(frozenset({"shop"}), {}, frozenset({"hot loop", *UNANSWERED}), UNANSWERED)
 
 
 @pytest.fixture
@@ -86,6 +87,17 @@ def test_what_cannot_be_done_is_refused_with_a_sentence(registry: Registry, comm
     verdict = said(registry, command)
     assert isinstance(verdict, Rejected)
     assert verdict.kind == kind
+
+
+def test_no_response_is_chosen_for_what_is_no_agents_and_the_refusal_says_what_to_set(registry: Registry) -> None:
+    for response in ("throttle", "approval", "revoke"):
+        for agent in ("*", "a"):
+            verdict = said(registry, ChooseResponse("shadow", agent, response))
+            assert isinstance(verdict, Rejected)
+            assert verdict.kind == "invalid"
+            assert "kill_shadow = true under [reconcile]" in verdict.error
+    assert isinstance(said(registry, ChooseResponse("response limit", "*", "revoke")), Rejected)
+    assert isinstance(said(registry, ChooseResponse("shadow", "*", "observe")), Accepted)  # takes an older choice back
 
 
 def test_the_closest_choice_counts(registry: Registry) -> None:

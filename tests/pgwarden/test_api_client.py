@@ -118,6 +118,15 @@ def test_an_error_is_shown_with_its_problems_and_escapes(
     assert capsys.readouterr().err == "pgwarden: two \\x1b[2J\n  a\\n\n  b\n"
 
 
+def test_what_is_said_of_a_finding_of_nobody_says_so(
+    peer: Peer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGWARDEN_OPERATOR_KEY", KEY)
+    peer.script = lambda method, path: (200, b'{"finding": "shadow-1", "agent": ""}')
+    assert main(["findings", "acknowledge", "shadow-1", "--api", peer.url]) == 0
+    assert capsys.readouterr().out == "shadow-1 of nobody is acknowledged\n"
+
+
 # -- the kill switch when the tables do not answer -----------------------------------------------------------------------------------
 
 
