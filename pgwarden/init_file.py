@@ -61,6 +61,13 @@ sslmode = "verify-full"
 # Where unqualified names are looked up. Agents cannot change it.
 search_path = ["public"]
 
+# A second witness, which finds what goes round the gateway: here the server's own log. See docs/collectors.md, and pgwarden doctor.
+#[collectors.shop-log]
+#kind = "log"
+#server = "main"
+#connections = ["shop"]
+#path = "/var/log/postgresql"
+
 # What collectors see is held against the record: see docs/reconcile.md. Declare backups and the like before this is turned on.
 [reconcile]
 #kill_shadow = false
