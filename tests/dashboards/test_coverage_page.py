@@ -82,6 +82,11 @@ def test_hostile_text_that_a_collector_saw_is_shown_and_does_nothing(house: Hous
             for frame in screen.page.locator(".frame").all():
                 assert frame.evaluate("frame => frame.scrollWidth - frame.clientWidth") <= 0, (width, frame.inner_text()[:60])
         screen.shot("hostile-coverage-1280")
+        found = house.get("/v1/findings?detector=shadow").json()["items"][0]["finding"]
+        screen.open(f"/findings?finding={found}")
+        expect(screen.page.get_by_text("What is nobody's is not muted")).to_be_visible()
+        expect(screen.page.get_by_role("button", name="Acknowledge")).to_be_visible()
+        expect(screen.page.get_by_role("button", name="Mute", exact=True)).to_have_count(0)
     finally:  # what has ended is no trouble that other pages would tell of
         for session_id in (own, "beef.1"):
             add(f"{server}/{session_id}", SessionUnobserved(now_us(), witness, server, session_id))
