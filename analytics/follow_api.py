@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse
 
 from analytics.api import given_once
 from analytics.following import DECISIONS, TOPICS, Line, Texts, Wanted, lines
-from analytics.queries import Queries, QuestionFailed, QuestionInvalid
+from analytics.queries import Queries, QuestionFailed
 from identity.api import Authenticate, Looked, guarded, iso, looked
 from identity.roles import needs
 from ingest.clock import now_us
@@ -26,8 +26,13 @@ WAIT_SECONDS: Final = 20  # that a call waits when nothing happens and it does n
 WAIT_SECONDS_MAX: Final = 25
 FOLLOWERS_MAX: Final = 16  # calls that wait; each reads the log for itself
 STOP_SECONDS: Final = 0.5  # between two looks whether the API is to end
-RECORDS_MAX: Final = 20  # of the log in one answer: about 100 events each
-LOOKED_THROUGH_MAX: Final = 500  # records, of which a filter lets nothing through, before a call comes back empty
+RECORDS_A_LOOK: Final = 10  # a busy gateway's hold 100 events each, one event each where agents are slow
+# What one answer reads of the log, whichever is reached first, and then what its last look brought. Each call costs a recorded
+# look and perhaps a question: 20 records of one event were all that a call brought, and at ten events a second it fell behind.
+RECORDS_MAX: Final = 500  # also where a filter lets nothing through
+LINES_MAX: Final = 1_000
+BYTES_MAX: Final = 4 * 2**20  # of frames, as in one poll of the log
+TEXTS_ASKED_MAX: Final = 2_000  # lines of which an answer can want the text: LINES_MAX, and the last look
 CURSOR_CHARACTERS_MAX: Final = 8192
 TEXT_CHARACTERS_MAX: Final = 1000
 
@@ -52,28 +57,34 @@ def router(log: EventLog, queries: Queries, authenticate: Authenticate, stopping
         looked(request, Looked(0, "follow", dict(given)))
         waiting += 1
         try:
-            offsets = _offsets(log, after)
-            found = await _found(log, offsets, wanted, texts, seconds, stopping)
+            ends = {place: end for topic in TOPICS for place, end in log.end_offsets(topic).items()}
+            offsets = _offsets(ends, after)
+            found, read_us = await _found(log, offsets, wanted, texts, seconds, stopping)
         except LogUnavailable as error:
             raise HTTPException(503, f"the log cannot be read now: {error}") from error
         except LogCorrupt as error:
             raise HTTPException(503, f"the log is damaged, see pgwarden log: {error}") from error
         finally:
             waiting -= 1
-        items = await whole(queries, found)
+        behind_seconds = _behind_seconds(offsets, ends, read_us, now_us())
+        items = await whole(queries, found, texts)
         looked(request, Looked(len(items), "follow", dict(given)))
-        return JSONResponse({"items": items, "next": _cursor(offsets)})
+        return JSONResponse({"items": items, "next": _cursor(offsets), "behind_seconds": behind_seconds})
 
     return routes
 
 
 async def _found(
     log: EventLog, offsets: dict[Partition, int], wanted: Wanted, texts: Texts, seconds: float, stopping: Callable[[], bool]
-) -> list[Line]:
-    """Wait for the next lines, and move `offsets` behind them."""
+) -> tuple[list[Line], dict[Partition, int]]:
+    """Wait for the next lines, take with them what is there already, and move `offsets` behind all that was read.
+
+    Returns the lines, and of each partition that was read when its newest record was appended.
+    """
     until = time.monotonic() + seconds
-    looked_through = 0
+    records = size = 0
     found: list[Line] = []
+    read_us: dict[Partition, int] = {}
 
     def gap(gap: Gap) -> None:
         what = f"records before {gap.topic}/{gap.partition}/{gap.offset} are not there any more"
@@ -81,42 +92,65 @@ async def _found(
 
     follower = Follower(log, TOPICS, offsets, on_gap=gap)
     try:
-        while not (found or stopping()) and looked_through < LOOKED_THROUGH_MAX and (left := until - time.monotonic()) > 0:
-            frames = await follower.poll(RECORDS_MAX, min(left, STOP_SECONDS))
-            looked_through += len(frames)
+        while not stopping() and records < RECORDS_MAX and len(found) < LINES_MAX and size < BYTES_MAX:
+            left = until - time.monotonic()
+            if not found and left <= 0:
+                break
+            try:
+                frames = await follower.poll(RECORDS_A_LOOK, 0 if found else min(left, STOP_SECONDS))
+            except (LogUnavailable, LogCorrupt):
+                if not found:
+                    raise
+                break  # what stands before is whole; the next call comes to it
+            if found and not frames:
+                break
             for record, frame in frames:
                 found += lines(record, frame, wanted, texts)
-            await asyncio.sleep(0)  # a filter that lets nothing through must not hold up the other calls
+                read_us[record.topic, record.partition] = record.at_us
+                size += len(record.value)
+            records += len(frames)
+            await asyncio.sleep(0)  # neither a long answer nor a filter that lets nothing through may hold up the other calls
     finally:
         offsets |= follower.offsets
         follower.close()
-    return sorted(found, key=lambda line: int(line["at_us"] or 0))
+    return sorted(found, key=lambda line: int(line["at_us"] or 0)), read_us
 
 
-async def whole(queries: Queries, found: list[Line]) -> list[Mapping[str, object]]:
-    """With times as people read them, and with the texts of statements that were defined before anybody followed."""
-    asked: dict[tuple[object, object], object] = {}
-    for line in found:
-        name = (line.get("session"), line.get("statement"))
-        if "statement" in line and line.get("text") is None and name not in asked and len(asked) < RECORDS_MAX:
-            asked[name] = await _text(queries, str(line["session"]), str(line["execution"]))
+def _behind_seconds(
+    offsets: Mapping[Partition, int], ends: Mapping[Partition, int], read_us: Mapping[Partition, int], at_us: int
+) -> float | None:
+    """The age of what was read last where more was there when the call began. None: nothing was read, so it is not known."""
+    left = [place for place, end in ends.items() if offsets[place] < end]
+    if not left:
+        return 0.0
+    reached_us = [read_us[place] for place in left if place in read_us] or list(read_us.values())
+    return round(max(at_us - min(reached_us), 0) / 1e6, 1) if reached_us else None
+
+
+async def whole(queries: Queries, found: list[Line], texts: Texts) -> list[Mapping[str, object]]:
+    """With times as people read them, and with the texts of statements that were defined before anybody followed.
+
+    `text` stays None where neither `texts` nor the tables have it: they may be behind the log, or not keep it any more.
+    """
+    missing = {
+        (str(line["session"]), int(line["statement"] or 0)) for line in found if "statement" in line and line.get("text") is None
+    }
+    told: Mapping[tuple[str, int], str] = {}
+    if missing:
+        try:
+            told = await queries.texts(sorted(missing)[:TEXTS_ASKED_MAX], TEXT_CHARACTERS_MAX)
+        except QuestionFailed:
+            told = {}  # what happens is told without them
+    for (session, statement), known in told.items():
+        texts.add(session, statement, known)
     whole: list[Mapping[str, object]] = []
     for line in found:
         text = line.get("text")
         if text is None and "statement" in line:
-            text = asked.get((line.get("session"), line.get("statement")))  # type: ignore[assignment]
+            text = told.get((str(line["session"]), int(line["statement"] or 0)))
         rest = {name: value for name, value in line.items() if name not in ("at_us", "statement")}
         whole.append({"at": iso(int(line["at_us"] or 0)), **rest, **({"text": text} if "text" in line else {})})
     return whole
-
-
-async def _text(queries: Queries, session: str, execution: str) -> str | None:
-    try:
-        found = (await queries.ask("statement", {"session": session, "execution": execution})).items
-    except (QuestionFailed, QuestionInvalid):
-        return None
-    text = found[0].get("text") if found else None
-    return text[:TEXT_CHARACTERS_MAX] if isinstance(text, str) else None
 
 
 def _wanted(given: Mapping[str, str]) -> Wanted:
@@ -138,11 +172,10 @@ def _seconds(given: str) -> float:
     raise HTTPException(422, f"wait_seconds: write a number from 0 to {WAIT_SECONDS_MAX}")
 
 
-def _offsets(log: EventLog, cursor: str) -> dict[Partition, int]:
+def _offsets(ends: Mapping[Partition, int], cursor: str) -> dict[Partition, int]:
     """Where to go on; without a cursor, behind all that there is now."""
-    ends = {place: end for topic in TOPICS for place, end in log.end_offsets(topic).items()}
     if not cursor:
-        return ends
+        return dict(ends)
     wrong = HTTPException(422, "after: write what an earlier answer gave as next")
     if len(cursor) > CURSOR_CHARACTERS_MAX:
         raise wrong
@@ -152,12 +185,13 @@ def _offsets(log: EventLog, cursor: str) -> dict[Partition, int]:
         raise wrong from error
     if not isinstance(said, dict):
         raise wrong
+    offsets: dict[Partition, int] = {}
     for (topic, partition), end in ends.items():
         offset = said.get(f"{topic}/{partition}", 0)
         if not isinstance(offset, int) or isinstance(offset, bool) or offset < 0:
             raise wrong
-        ends[topic, partition] = min(offset, end)  # of another log, or of one that was made anew
-    return ends
+        offsets[topic, partition] = min(offset, end)  # of another log, or of one that was made anew
+    return offsets
 
 
 def _cursor(offsets: Mapping[Partition, int]) -> str:

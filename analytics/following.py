@@ -40,7 +40,7 @@ class Wanted:
 
 
 class Texts:
-    """The texts that frames have told of, up to a bound: of a statement that was defined longer ago, the tables know it."""
+    """Those that frames, or the tables, have told of, up to a bound: of a statement defined longer ago, the tables are asked."""
 
     def __init__(self, kept_max: int = 4096, characters_max: int = 1000) -> None:
         self._kept_max = kept_max

@@ -6,14 +6,14 @@ import asyncio
 import base64
 import binascii
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final, Literal, TypeAlias, TypeVar
 
 from analytics.settings import AnalyticsSettings
-from analytics.store import ReadTooLong, Store, TablesBroken, Value
+from analytics.store import ReadTooLong, Rows, Store, TablesBroken, Value
 from identity.roles import Role
 from ingest.clock import now_us
 
@@ -94,6 +94,7 @@ class Page:
 
 
 Made = TypeVar("Made", Answer, Page)
+Done = TypeVar("Done")
 
 _AGENT: Final = Parameter("agent", "text", "Of this agent alone.", "agent = $agent")
 _SERVER: Final = Parameter("server", "text", "Of this server alone.", "server = $server")
@@ -188,6 +189,10 @@ _TIMELINE_SQL: Final = """
     )
     select at_, kind, text, execution, decision, outcome, resolution, resolution_evidence, sqlstate, reason, rows, duration_us, rank
     from what where $where"""
+
+_TEXTS_SQL: Final = """
+    select session, statement, coalesce(nullif(left(text, $characters_max), ''), fingerprint) from texts
+    where (session, statement) in (select (unnest($sessions::varchar[]), unnest($statements::bigint[])))"""
 
 QUESTIONS: Final[Mapping[str, Question]] = {
     question.name: question
@@ -681,25 +686,34 @@ class Queries:
         if question is None:
             raise QuestionInvalid(f"there is no question {name[:100]!r}; GET /v1/questions names them all")
         asked = _asked(question, given, self._settings, self._now_us())
+        return await self._in_line(lambda: make(question, self._page(question, asked)))
+
+    async def _in_line(self, work: Callable[[], Done]) -> Done:
         if self._waiting >= self._settings.questions_waiting_max:
             raise QuestionFailed(f"{self._waiting} questions are waiting; try again in a few seconds")
         self._waiting += 1
         try:
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._threads, lambda: make(question, self._page(question, asked)))
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
         finally:
             self._waiting -= 1
+
+    async def texts(self, asked: Collection[tuple[str, int]], characters_max: int) -> dict[tuple[str, int], str]:
+        """Of each (session, statement) that is known its text, cut, or its fingerprint where texts are not kept.
+
+        Raises:
+            QuestionFailed: As ask().
+        """
+        sessions, statements = [session for session, _ in asked], [statement for _, statement in asked]
+        bound = {"sessions": sessions, "statements": statements, "characters_max": characters_max}
+        rows = (await self._in_line(lambda: self._rows(_TEXTS_SQL, bound))).rows
+        return {(str(session), int(str(statement))): str(text) for session, statement, text in rows if text}
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _page(self, question: Question, asked: _Asked) -> Page:
-        limit = asked.limit
+    def _rows(self, sql: str, bound: Mapping[str, object]) -> Rows:
         try:
-            seconds_max = self._settings.question_seconds_max
-            found = self._store.read(*asked.first_look, seconds_max) if asked.first_look else None
-            if found is None or len(found.rows) <= limit:
-                found = self._store.read(asked.sql, asked.bound, seconds_max)
+            return self._store.read(sql, bound, self._settings.question_seconds_max)
         except ReadTooLong as error:
             raise QuestionFailed(
                 f"the answer took more than {self._settings.question_seconds_max:g} s; narrow it by time"
@@ -708,6 +722,12 @@ class Queries:
             raise QuestionFailed("the answer needs more memory than it may use; narrow it, for example by time") from error
         except TablesBroken as error:
             raise QuestionFailed(f"the tables do not answer: {error}") from error
+
+    def _page(self, question: Question, asked: _Asked) -> Page:
+        limit = asked.limit
+        found = self._rows(*asked.first_look) if asked.first_look else None
+        if found is None or len(found.rows) <= limit:
+            found = self._rows(asked.sql, asked.bound)
         kept: list[tuple[Value, ...]] = []
         size = 0
         following = None

@@ -40,7 +40,7 @@ def router(log: EventLog, queries: Queries, authenticate: Authenticate) -> APIRo
             raise HTTPException(503, f"the log is damaged, see pgwarden log: {error}") from error
         if found is None:
             raise HTTPException(404, f"the log has no record at {topic}/{partition}/{offset}, or does not keep it any more")
-        return JSONResponse({"items": await whole(queries, found), "next": None})
+        return JSONResponse({"items": await whole(queries, found, Texts()), "next": None})
 
     return routes
 

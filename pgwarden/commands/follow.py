@@ -28,21 +28,31 @@ RETRY_SECONDS: Final = (
 )  # an API that starts anew takes seconds, more on a loaded machine
 BUSY: Final = (429, 503)
 CURSOR_BYTES_MAX: Final = 8192
+BEHIND_SECONDS: Final = 10.0  # and it is said, once; a lag of seconds comes and goes with the load
+CAUGHT_UP_SECONDS: Final = 2.0
 
 
 def tail(arguments: argparse.Namespace) -> int:
     def work(place: Place) -> int:
         cursor = _kept(arguments.resume) or arguments.after
+        is_behind = False
         until = None if arguments.for_seconds is None else time.monotonic() + arguments.for_seconds
         while True:
             wait = WAIT_SECONDS if until is None else min(WAIT_SECONDS, max(0, int(until - time.monotonic())))
             answer = _next(place, arguments, cursor, wait)
+            behind_seconds = answer.get("behind_seconds")
+            if not is_behind and isinstance(behind_seconds, int | float) and behind_seconds > BEHIND_SECONDS:
+                is_behind = True
+                print(f"pgwarden: {behind_seconds:.0f} s behind: these lines are of then, not of now", file=sys.stderr)
             for item in rows_of(answer):
                 if arguments.json:
                     print(json.dumps(item, ensure_ascii=True))
                 elif line := _line(item):
                     print(line)
             sys.stdout.flush()
+            if is_behind and isinstance(behind_seconds, int | float) and behind_seconds <= CAUGHT_UP_SECONDS:
+                is_behind = False
+                print("pgwarden: caught up: these lines are of now", file=sys.stderr)
             cursor = str(answer.get("next") or "")
             # After the lines are out: who ends in between sees them twice, never not at all.
             _keep(arguments.resume, cursor)
@@ -100,6 +110,8 @@ def _line(item: Json) -> str:
     session, execution = str(item.get("session") or ""), item.get("execution")
     where = f"{session}#{execution}" if execution is not None else session
     said = [str(item[name]) for name in ("outcome", "sqlstate", "reason", "text") if item.get(name)]
+    if "text" in item and item["text"] is None:
+        said.append("its text is not known")
     if kind == "statement finished":
         said.append(str(duration_of(item.get("duration_us"))))
     shown = (str(time_of(item.get("at"))), kind, str(item.get("agent") or "-"), where or "-", " · ".join(said))

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,7 +17,8 @@ import httpx
 import pytest
 
 from identity.agent_keys import create_operator_key
-from ingest.events import Stamp, StatementDefined, StatementDenied, StatementFinished, StatementStarted
+from ingest.events import Event, Stamp, StatementDefined, StatementDenied, StatementFinished, StatementStarted
+from ingest.frames import Framer
 from ingest.log.segments import SegmentLog
 from ingest.recorder import Recorder
 from ingest.settings import LogSettings, RecorderSettings
@@ -59,6 +60,33 @@ def happens(folder: Path, session: str, agent: str = "reporter", *, define: bool
         await log.close()
 
     asyncio.run(write())
+
+
+def recorded_singly(folder: Path, events: Iterable[tuple[Event, Stamp]]) -> None:
+    """As a gateway does whose agents are slow: a record for each event."""
+
+    async def write() -> None:
+        log = SegmentLog(folder / "state" / "log", LogSettings())
+        framer = Framer("slow", time.time_ns(), events_max=1, bytes_max=2**16)
+        for event, stamp in events:
+            framer.add("statements", stamp.agent, event, stamp)
+        await log.append(framer.cut())
+        await log.close()
+
+    asyncio.run(write())
+
+
+def stamped(session: str) -> Stamp:
+    return Stamp(session, "slow", "key:k", "", "", (), "", "", (), (), (), "shop", "shop", "pgwarden", "127.0.0.1:5000", 1, 1, 1)
+
+
+def started(session: str, count: int = 1) -> list[tuple[Event, Stamp]]:
+    at_us = time.time_ns() // 1000
+    return [(StatementStarted(at_us + n, n + 1, 1, "rule"), stamped(session)) for n in range(count)]
+
+
+def defined(session: str, text: str) -> tuple[Event, Stamp]:
+    return StatementDefined(1, text, "full", len(text), "0" * 16, ("SELECT",), (), ()), stamped(session)
 
 
 def follow(api: Process, **query: str) -> httpx.Response:
@@ -163,6 +191,65 @@ def test_tail_prints_a_line_each_and_nothing_that_a_terminal_would_obey(
         ("s-5", "statement denied"),
         ("s-5", "statement finished"),
     ]
+
+
+@pytest.mark.slow
+def test_an_answer_brings_hundreds_of_records_of_one_event_each(house: tuple[Process, Path]) -> None:
+    api, folder = house
+    start = follow(api, wait_seconds="0").json()["next"]
+    recorded_singly(folder, [defined("s-6", "select 6"), *started("s-6", 400)])
+    answer = follow(api, after=start, decision="allow").json()  # and no finding about so many
+    assert [item["execution"] for item in answer["items"]] == list(range(1, 401))
+    assert answer["behind_seconds"] == 0
+
+
+@pytest.mark.slow
+def test_what_is_behind_says_so_once_and_again_when_it_has_caught_up(
+    house: tuple[Process, Path], monkeypatch: pytest.MonkeyPatch, wait_for: Callable[..., object]
+) -> None:
+    api, folder = house
+    start = follow(api, wait_seconds="0").json()["next"]
+    with monkeypatch.context() as then:
+        a_minute_ago = time.time_ns() - 60 * 10**9
+        then.setattr(time, "time_ns", lambda: a_minute_ago)
+        recorded_singly(folder, [defined("s-7", "select 7"), *started("s-7", 1400)])
+    first = follow(api, after=start, decision="allow").json()
+    assert 400 <= len(first["items"]) < 600
+    assert 60 <= first["behind_seconds"] < 600
+    kept = folder / "behind"
+    with tail(folder, "--json", "--decision", "allow", "--after", start, "--resume", str(kept)) as following:
+        assert following.stdout is not None
+        told = [json.loads(following.stdout.readline()) for _ in range(1400)]
+        wait_for(
+            lambda: (
+                kept.exists()
+                and follow(api, after=kept.read_text().strip(), wait_seconds="0", decision="allow").json()["items"] == []
+            )
+        )
+        following.send_signal(signal.SIGINT)
+        rest, said = following.communicate(timeout=30)
+    assert (rest, [item["execution"] for item in told]) == ("", list(range(1, 1401)))
+    behind, caught_up = said.splitlines()[:2]
+    assert ("s behind: " in behind, "caught up" in caught_up, said.count("behind"), said.count("caught up")) == (True, True, 1, 1)
+
+
+@pytest.mark.slow
+def test_a_text_that_was_defined_before_the_cursor_is_told_however_many_are_wanted(
+    house: tuple[Process, Path], wait_for: Callable[..., object]
+) -> None:
+    api, folder = house
+    sessions = [f"s-early-{number}" for number in range(60)]
+    recorded_singly(folder, [e for session in sessions for e in (defined(session, f"{HOSTILE} {session}"), *started(session))])
+    # The tables have it, and nobody followed the log past it.
+    wait_for(lambda: api.get(f"/v1/statements/{sessions[-1]}/1").status_code == 200)
+    start = follow(api, wait_seconds="0").json()["next"]
+    recorded_singly(folder, [e for session in [*sessions, "s-never"] for e in started(session)])
+    items = follow(api, after=start, decision="allow").json()["items"]
+    assert {item["session"]: item["text"] for item in items} == {s: f"{HOSTILE} {s}" for s in sessions} | {"s-never": None}
+    with tail(folder, "--decision", "allow", "--after", start) as following:
+        assert following.stdout is not None
+        lines = [following.stdout.readline() for _ in items]
+    assert [("\x1b" in line, "its text is not known" in line) for line in lines] == [(False, False)] * 60 + [(False, True)]
 
 
 @pytest.mark.slow
