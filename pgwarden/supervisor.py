@@ -18,9 +18,7 @@ from pgwarden.postgres import die_with_parent
 
 @dataclass(frozen=True, slots=True)
 class SupervisorSettings:
-    ready_seconds_max: float = (
-        120.0  # from start to the first answer: 3 on two old cores, 60 on busy ones; who ends before is noticed at once
-    )
+    ready_seconds_max: float = 120.0  # from start to the first answer: 3 on two old cores, 60 where they are busy
     stop_seconds_max: float = 8.0  # from SIGTERM to SIGKILL; the gateway gives its sessions 5
     log_bytes_max: int = 16 * 2**20  # a log larger than this is begun anew at the next start
     last_lines: int = 12  # of a log, shown when its process died
