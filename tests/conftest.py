@@ -181,11 +181,19 @@ def _umask() -> Iterator[None]:
 def small_disk(tmp_path: Path, needs: Callable[[str, bool], None]) -> Iterator[Path]:
     """A disk of 24 MiB, for `fill`."""
     needs("root", os.geteuid() == 0)
-    place = tmp_path / "disk"
-    place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(place)], check=True)
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
+    with mounted(tmp_path / "disk", "size=24m") as place:
+        yield place
+
+
+@contextlib.contextmanager
+def mounted(place: Path, options: str) -> Iterator[Path]:
+    """A disk of its own in memory, with tmpfs(5)'s options, at a folder that is made for it."""
+    place.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)], check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
 
 
 def fill(disk: Path) -> Path:

@@ -23,7 +23,7 @@ from ingest.collectors.ebpf import privileges
 from ingest.collectors.ebpf.reader import EbpfCollector
 from ingest.collectors.ebpf.witness import KEPT
 from ingest.events import ObservationGap, SessionObserved, SessionUnobserved, StatementObserved, WitnessConnected
-from tests.conftest import fill
+from tests.conftest import fill, mounted
 from tests.ingest.collectors.ebpf.servers import Server, copy_of, home
 
 pytestmark = pytest.mark.slow
@@ -216,11 +216,8 @@ async def test_what_runs_while_the_witness_is_killed_is_seen_by_the_next(
 @pytest.fixture
 def full_disk(tmp_path: Path) -> Iterator[Path]:
     """Whoever calls `exhaust` of it leaves neither room nor a name on it."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m,nr_inodes=32", "tmpfs", str(place)], check=True)
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
+    with mounted(tmp_path / "disk", "size=1m,nr_inodes=32") as place:
+        yield place
 
 
 def exhaust(disk: Path) -> None:
